@@ -1,0 +1,174 @@
+#include "src/core/device.hpp"
+
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "src/core/check.hpp"
+
+namespace weft {
+
+const char* name(Device device) {
+  switch (device) {
+    case Device::cpu: return "cpu";
+    case Device::cuda: return "cuda";
+    case Device::meta: return "meta";
+  }
+  return "?";
+}
+
+struct Event::State {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool done = false;
+  std::exception_ptr error;
+  std::function<void()> deliver;
+};
+
+Event Event::pending() { return Event(std::make_shared<State>()); }
+
+void Event::complete(std::exception_ptr error) const {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->done = true;
+    state_->error = std::move(error);
+  }
+  state_->changed.notify_all();
+}
+
+void Event::on_first_wait(std::function<void()> deliver) const {
+  const std::lock_guard lock(state_->mutex);
+  state_->deliver = std::move(deliver);
+}
+
+void Event::wait() const {
+  if (!state_) return;
+  std::unique_lock lock(state_->mutex);
+  state_->changed.wait(lock, [&] { return state_->done; });
+  if (state_->error) std::rethrow_exception(state_->error);
+  if (const auto deliver = std::exchange(state_->deliver, nullptr)) deliver();
+}
+
+bool Event::ready() const {
+  if (!state_) return true;
+  const std::lock_guard lock(state_->mutex);
+  return state_->done;
+}
+
+void Stream::trace(const char*, const Cost&) {}
+
+namespace {
+
+class InlineStream final : public Stream {
+ public:
+  Device device() const override { return Device::cpu; }
+  void enqueue(std::function<void()> work) override { work(); }
+  Event record() override { return {}; }
+  void wait(const Event& event) override { event.wait(); }
+};
+
+class WorkerStream final : public Stream {
+ public:
+  explicit WorkerStream(std::string label) : label_(std::move(label)), worker_([this] { run(); }) {}
+
+  ~WorkerStream() override {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_all();
+    worker_.join();
+  }
+
+  Device device() const override { return Device::cpu; }
+
+  void enqueue(std::function<void()> work) override { push({std::move(work), std::nullopt}); }
+
+  Event record() override {
+    const Event event = Event::pending();
+    push({nullptr, event});
+    return event;
+  }
+
+  void wait(const Event& event) override {
+    enqueue([event] { event.wait(); });
+  }
+
+ private:
+  struct Item {
+    std::function<void()> work;
+    std::optional<Event> completes;
+  };
+
+  void push(Item item) {
+    {
+      const std::lock_guard lock(mutex_);
+      queue_.push_back(std::move(item));
+    }
+    changed_.notify_all();
+  }
+
+  void run() {
+    std::exception_ptr error;
+    for (;;) {
+      Item item;
+      {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+        if (queue_.empty()) return;
+        item = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      if (item.completes) {
+        item.completes->complete(error);
+      } else if (!error) {
+        try {
+          item.work();
+        } catch (...) {
+          error = std::current_exception();
+        }
+      }
+    }
+  }
+
+  const std::string label_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Item> queue_;
+  bool closing_ = false;
+  std::thread worker_;  // last: starts when all above is there
+};
+
+class MetaStream final : public Stream {
+ public:
+  explicit MetaStream(std::function<void(const char*, const Cost&)> trace)
+      : trace_(std::move(trace)) {}
+  Device device() const override { return Device::meta; }
+  void enqueue(std::function<void()>) override {}
+  Event record() override { return {}; }
+  void wait(const Event&) override {}
+  void trace(const char* kernel, const Cost& cost) override {
+    if (trace_) trace_(kernel, cost);
+  }
+
+ private:
+  std::function<void(const char*, const Cost&)> trace_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stream> make_inline_stream() { return std::make_unique<InlineStream>(); }
+
+std::unique_ptr<Stream> make_worker_stream(std::string label) {
+  return std::make_unique<WorkerStream>(std::move(label));
+}
+
+std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace) {
+  return std::make_unique<MetaStream>(std::move(trace));
+}
+
+}  // namespace weft

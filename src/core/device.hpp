@@ -1,0 +1,66 @@
+// Where work runs and in which order: Device, Event, Stream.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "src/core/cost.hpp"
+
+namespace weft {
+
+enum class Device { cpu, cuda, meta };  // meta: shapes without bytes
+
+const char* name(Device device);
+
+/// A point in a stream that others can wait for. A copyable handle; a default one is complete.
+class Event {
+ public:
+  Event() = default;
+
+  /// Blocks until the work before the event is done; rethrows the error that work failed with.
+  void wait() const;
+  bool ready() const;
+
+  struct State;
+  explicit Event(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+  /// A new event that nothing has completed.
+  static Event pending();
+  /// Completes a pending event; a failed one hands `error` to every waiter.
+  void complete(std::exception_ptr error = nullptr) const;
+  /// Called once by the first waiter, after completion and before its wait returns. Late delivery,
+  /// which proves that nobody reads before waiting, is made of this.
+  void on_first_wait(std::function<void()> deliver) const;
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+/// A FIFO of work. Calls enqueue; what is enqueued starts in order.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+
+  virtual Device device() const = 0;
+  /// Runs `work` after everything enqueued before it.
+  virtual void enqueue(std::function<void()> work) = 0;
+  /// An event that completes when everything enqueued so far is done.
+  virtual Event record() = 0;
+  /// What is enqueued later starts only after `event`.
+  virtual void wait(const Event& event) = 0;
+  /// Books one kernel call. The meta stream adds it up; the others need not know.
+  virtual void trace(const char* kernel, const Cost& cost);
+};
+
+/// The compute stream of a CPU rank: work runs in place, in the caller.
+std::unique_ptr<Stream> make_inline_stream();
+
+/// A communication stream of a CPU rank: one worker thread. After a piece of work has thrown, the
+/// rest is not run and every later event completes with that error.
+std::unique_ptr<Stream> make_worker_stream(std::string label);
+
+/// A stream of the meta device: runs nothing, counts FLOPs and bytes per kernel.
+std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace);
+
+}  // namespace weft
