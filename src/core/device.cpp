@@ -1,5 +1,6 @@
 #include "src/core/device.hpp"
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -68,7 +69,17 @@ class InlineStream final : public Stream {
   Device device() const override { return Device::cpu; }
   void enqueue(std::function<void()> work) override { work(); }
   Event record() override { return {}; }
-  void wait(const Event& event) override { event.wait(); }
+  double waited_s() const override { return waited_s_; }
+
+  void wait(const Event& event) override {
+    if (event.ready()) return event.wait();  // deliveries and errors still come out
+    const auto start = std::chrono::steady_clock::now();
+    event.wait();
+    waited_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+ private:
+  double waited_s_ = 0;
 };
 
 class WorkerStream final : public Stream {

@@ -49,6 +49,9 @@ class Stream {
   virtual Event record() = 0;
   /// What is enqueued later starts only after `event`.
   virtual void wait(const Event& event) = 0;
+  /// Host seconds spent so far waiting for events that were not complete: transfers that nothing
+  /// hid.
+  virtual double waited_s() const { return 0; }
   /// Books one kernel call. The meta stream adds it up; the others need not know.
   virtual void trace(const char* kernel, const Cost& cost);
 };

@@ -31,8 +31,8 @@ std::vector<double> rope_frequencies(const RopeConfig& config, int64_t head_dim)
 /// cos and sin of position x frequency. Angles are formed and reduced in f64, whatever the dtype:
 /// in f32 a position of half a million is off by 0.03 rad.
 struct RopeTableArgs {
-  Tensor cos, sin;   // [B, T, D/2], written
-  Tensor positions;  // [B, T] i64, inside the document
+  Tensor cos, sin;                                   // [B, T, D/2], written
+  Tensor positions;                                  // [B, T] i64, inside the document
   const std::vector<double>* frequencies = nullptr;  // D/2; outlives the call's execution
 };
 Cost cost(const RopeTableArgs& args);

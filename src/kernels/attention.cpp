@@ -1,0 +1,90 @@
+#include "src/kernels/attention.hpp"
+
+#include <algorithm>
+
+#include "src/kernels/dispatch.hpp"
+
+namespace weft {
+namespace {
+
+void check(const AttentionBlock& block) {
+  const auto& [q, k, v, key_begin, key_end, first_key, scale, pairs] = block;
+  WEFT_CHECK(q.ndim == 4 && k.ndim == 4 && same_shape(k, v), q.text(), k.text(), v.text());
+  WEFT_CHECK(q.dtype == k.dtype && q.dtype == v.dtype);
+  WEFT_CHECK(k.dim(0) == q.dim(0) && k.dim(3) == q.dim(3), q.text(), k.text());
+  WEFT_CHECK(k.dim(2) > 0 && q.dim(2) % k.dim(2) == 0, q.dim(2), " heads, ", k.dim(2), " kv heads");
+  WEFT_CHECK(key_begin.has_shape({q.dim(0), q.dim(1)}) && same_shape(key_begin, key_end),
+             key_begin.text());
+}
+
+void check_rows(const Tensor& rows, const Tensor& q) {
+  WEFT_CHECK(rows.has_shape({q.dim(0), q.dim(2), q.dim(1)}) &&
+                 rows.dtype == accumulator_of(q.dtype) && rows.contiguous(),
+             rows.text(), " for ", q.text());
+}
+
+double dots(const AttentionBlock& block) {  // multiply-adds of one product over the seen pairs
+  return 2.0 * block.q.dim(0) * block.q.dim(2) * block.q.dim(3) * block.pairs;
+}
+
+}  // namespace
+
+double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end) {
+  double pairs = 0;
+  // Query i sees keys [k_begin, min(k_end, i + 1)): none, then a triangle, then all.
+  const int64_t triangle_begin = std::clamp(k_begin, q_begin, q_end);
+  const int64_t triangle_end = std::clamp(k_end, triangle_begin, q_end);
+  const double first = static_cast<double>(triangle_begin - k_begin + 1);
+  const double rows = static_cast<double>(triangle_end - triangle_begin);
+  if (rows > 0) pairs += rows * (2 * first + rows - 1) / 2;
+  pairs += static_cast<double>(q_end - triangle_end) *
+           (triangle_end < q_end ? static_cast<double>(k_end - k_begin) : 0.0);
+  return pairs;
+}
+
+Cost cost(const AttentionForwardArgs& a) {
+  return {2 * dots(a.block),
+          static_cast<double>(a.block.q.nbytes() + a.block.k.nbytes() + a.block.v.nbytes() +
+                              2 * a.out.nbytes() + 2 * a.lse.nbytes())};
+}
+
+void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
+  check(args.block);
+  check_rows(args.lse, args.block.q);
+  WEFT_CHECK(same_shape(args.out, args.block.q) && args.out.dtype == args.lse.dtype,
+             args.out.text());
+  WEFT_DISPATCH(attention_forward, args, stream);
+}
+
+Cost cost(const AttentionDeltaArgs& a) {
+  return {2.0 * a.out.numel(),
+          static_cast<double>(a.out.nbytes() + a.dout.nbytes() + a.delta.nbytes())};
+}
+
+void attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
+  check_rows(args.delta, args.dout);
+  WEFT_CHECK(same_shape(args.out, args.dout), args.out.text(), args.dout.text());
+  WEFT_DISPATCH(attention_delta, args, stream);
+}
+
+Cost cost(const AttentionBackwardArgs& a) {
+  const AttentionBlock& block = a.block;
+  return {5 * dots(block),
+          static_cast<double>(block.q.nbytes() + block.k.nbytes() + block.v.nbytes() +
+                              a.dout.nbytes() + a.lse.nbytes() + a.delta.nbytes() +
+                              2 * (a.dq.nbytes() + a.dk.nbytes() + a.dv.nbytes()))};
+}
+
+void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
+  check(args.block);
+  check_rows(args.lse, args.block.q);
+  check_rows(args.delta, args.block.q);
+  WEFT_CHECK(same_shape(args.dq, args.block.q) && same_shape(args.dout, args.block.q));
+  WEFT_CHECK(same_shape(args.dk, args.block.k) && same_shape(args.dv, args.block.v));
+  for (const Tensor* t : {&args.dq, &args.dk, &args.dv}) {
+    WEFT_CHECK(t->dtype == accumulator_of(args.block.q.dtype), t->text());
+  }
+  WEFT_DISPATCH(attention_backward, args, stream);
+}
+
+}  // namespace weft

@@ -1,0 +1,67 @@
+// Softmax attention of one block of queries against one block of keys: the unit every sequence
+// strategy is made of. Blocks merge through their log-sum-exp (Dao et al., arXiv 2205.14135; Liu et
+// al., arXiv 2310.01889), so any partition of the keys gives the same result.
+#pragma once
+
+#include "src/core/cost.hpp"
+#include "src/core/device.hpp"
+#include "src/tensor/tensor.hpp"
+
+namespace weft {
+
+/// Which keys a query sees is an interval of global key indices, one per query: causal masks,
+/// documents and windows are all intervals.
+struct AttentionBlock {
+  Tensor q;                   // [B, Tq, H, D]
+  Tensor k, v;                // [B, Tk, G, D]; G divides H, query head h reads kv head h / (H / G)
+  Tensor key_begin, key_end;  // [B, Tq] i64: query i sees the global keys [key_begin, key_end)
+  int64_t first_key = 0;      // global index of key 0 of this block
+  double scale = 1.0;         // of the scores, usually D^-1/2
+  double pairs = 0;  // (query, key) pairs a head counts in cost(); documents do not change it
+};
+
+/// Merges the block's softmax into (out, lse). Before the first block out is 0 and lse -inf; after
+/// any block out is normalised over the keys seen so far and lse their log-sum-exp. A query that
+/// sees no key of this block keeps its row.
+struct AttentionForwardArgs {
+  Tensor out;      // [B, Tq, H, D], accumulator type of q; accumulates
+  Tensor lse;      // [B, H, Tq], accumulator type; accumulates
+  Tensor scratch;  // u8 [attention_scratch_bytes]
+  AttentionBlock block;
+};
+Cost cost(const AttentionForwardArgs& args);
+void attention_forward(const AttentionForwardArgs& args, Stream& stream);
+
+/// delta = rowsum(dout * out), once per query before its backward blocks.
+struct AttentionDeltaArgs {
+  Tensor delta;      // [B, H, Tq], accumulator type
+  Tensor out, dout;  // [B, Tq, H, D]
+};
+Cost cost(const AttentionDeltaArgs& args);
+void attention_delta(const AttentionDeltaArgs& args, Stream& stream);
+
+/// Gradients of one block from the FINAL lse: P = exp(scale q k - lse), blocks are independent.
+struct AttentionBackwardArgs {
+  Tensor dq;          // [B, Tq, H, D], accumulator type; accumulates
+  Tensor dk, dv;      // [B, Tk, G, D], accumulator type; accumulate
+  Tensor scratch;     // u8 [attention_scratch_bytes]
+  Tensor dout;        // [B, Tq, H, D]
+  Tensor lse, delta;  // [B, H, Tq], accumulator type
+  AttentionBlock block;
+};
+Cost cost(const AttentionBackwardArgs& args);
+void attention_backward(const AttentionBackwardArgs& args, Stream& stream);
+
+/// Scratch of one forward or backward call, whatever the block's lengths.
+int64_t attention_scratch_bytes(DType dtype, int64_t head_dim);
+
+/// Pairs that a causal mask leaves between queries [q_begin, q_end) and keys [k_begin, k_end).
+double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end);
+
+namespace cpu {
+void attention_forward(const AttentionForwardArgs& args);
+void attention_delta(const AttentionDeltaArgs& args);
+void attention_backward(const AttentionBackwardArgs& args);
+}  // namespace cpu
+
+}  // namespace weft

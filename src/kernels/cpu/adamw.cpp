@@ -1,0 +1,45 @@
+#include <cmath>
+
+#include "src/kernels/cpu/vector_math.hpp"
+#include "src/kernels/optimizer.hpp"
+
+namespace weft::cpu {
+
+void squared_sum(const SquaredSumArgs& args) {
+  visit_float(args.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const T* x = args.x.as<T>();
+    args.total.as<double>()[0] +=
+        sum_of<double>(args.x.numel(), [&](int64_t i) { return static_cast<double>(x[i]) * x[i]; });
+  });
+}
+
+void adamw(const AdamWArgs& args) {
+  const double norm = std::sqrt(args.squared_norm.as<double>()[0]);
+  if (!std::isfinite(norm)) return;
+  const double clip = args.grad_clip > 0 && norm > args.grad_clip ? args.grad_clip / norm : 1.0;
+  visit_float(args.param.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* __restrict param = args.param.as<T>();
+    T* __restrict m = args.m.as<T>();
+    T* __restrict v = args.v.as<T>();
+    const T* grad = args.grad.as<T>();
+    const T beta1 = static_cast<T>(args.beta1), beta2 = static_cast<T>(args.beta2);
+    const T one_minus_beta1 = static_cast<T>(1 - args.beta1);
+    const T one_minus_beta2 = static_cast<T>(1 - args.beta2);
+    // lr / (1 - beta1^t) and sqrt(1 - beta2^t), so that the loop has one division and one root.
+    const T rate = static_cast<T>(args.lr / (1 - std::pow(args.beta1, args.step)));
+    const T root2 = static_cast<T>(1 / std::sqrt(1 - std::pow(args.beta2, args.step)));
+    const T decay = static_cast<T>(args.lr * args.weight_decay);
+    const T scale = static_cast<T>(clip), eps = static_cast<T>(args.eps);
+    const int64_t n = args.param.numel();
+    for (int64_t i = 0; i < n; ++i) {
+      const T g = grad[i] * scale;
+      m[i] = beta1 * m[i] + one_minus_beta1 * g;
+      v[i] = beta2 * v[i] + one_minus_beta2 * g * g;
+      param[i] -= rate * m[i] / (std::sqrt(v[i]) * root2 + eps) + decay * param[i];
+    }
+  });
+}
+
+}  // namespace weft::cpu

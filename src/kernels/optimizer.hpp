@@ -1,0 +1,42 @@
+// AdamW and the global norm it clips by.
+#pragma once
+
+#include "src/core/cost.hpp"
+#include "src/core/device.hpp"
+#include "src/tensor/tensor.hpp"
+
+namespace weft {
+
+/// total += sum of x^2.
+struct SquaredSumArgs {
+  Tensor total;  // [1] f64, accumulates
+  Tensor x;      // [n]
+};
+Cost cost(const SquaredSumArgs& args);
+void squared_sum(const SquaredSumArgs& args, Stream& stream);
+
+/// One AdamW update with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101):
+///   g = grad * min(1, grad_clip / sqrt(squared_norm));  m, v as Adam's, bias-corrected by `step`
+///   param -= lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * param)
+/// Where squared_norm is not finite nothing changes, so that a bad step cannot spread; the host
+/// learns of it when it reads the norm.
+struct AdamWArgs {
+  Tensor param, m, v;    // [n], updated
+  Tensor grad;           // [n]
+  Tensor squared_norm;   // [1] f64: of all gradients of the model
+  double grad_clip = 0;  // 0: none
+  double lr = 0;
+  double beta1 = 0.9, beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;
+  int64_t step = 1;  // 1 at the first update
+};
+Cost cost(const AdamWArgs& args);
+void adamw(const AdamWArgs& args, Stream& stream);
+
+namespace cpu {
+void squared_sum(const SquaredSumArgs& args);
+void adamw(const AdamWArgs& args);
+}  // namespace cpu
+
+}  // namespace weft

@@ -1,0 +1,94 @@
+// Kernels that treat every token alone: RMSNorm, SwiGLU, embedding, sums.
+// Rule of accumulation: parameter gradients add, and so do gradients marked "accumulates"; all
+// other outputs are overwritten.
+#pragma once
+
+#include "src/core/cost.hpp"
+#include "src/core/device.hpp"
+#include "src/tensor/tensor.hpp"
+
+namespace weft {
+
+/// y = x * rstd * weight, rstd = (mean(x^2) + eps)^-1/2 (Zhang and Sennrich, arXiv 1910.07467).
+struct RmsNormArgs {
+  Tensor y;       // [R, C]
+  Tensor rstd;    // [R], accumulator type; kept for backward
+  Tensor x;       // [R, C]
+  Tensor weight;  // [C]
+  double eps = 1e-5;
+};
+Cost cost(const RmsNormArgs& args);
+void rmsnorm_forward(const RmsNormArgs& args, Stream& stream);
+
+struct RmsNormGradArgs {
+  Tensor dx;       // [R, C], accumulates
+  Tensor dweight;  // [C], accumulates
+  Tensor dy;       // [R, C]
+  Tensor x;        // [R, C]
+  Tensor rstd;     // [R]
+  Tensor weight;   // [C]
+};
+Cost cost(const RmsNormGradArgs& args);
+void rmsnorm_backward(const RmsNormGradArgs& args, Stream& stream);
+
+/// y = silu(gate) * up (Shazeer, arXiv 2002.05202).
+struct SwigluArgs {
+  Tensor y;         // [R, F]
+  Tensor gate, up;  // [R, F]
+};
+Cost cost(const SwigluArgs& args);
+void swiglu_forward(const SwigluArgs& args, Stream& stream);
+
+struct SwigluGradArgs {
+  Tensor dgate, dup;  // [R, F]
+  Tensor y;           // [R, F]: the forward's output again, for the down projection's gradient
+  Tensor dy;          // [R, F]
+  Tensor gate, up;    // [R, F]
+};
+Cost cost(const SwigluGradArgs& args);
+void swiglu_backward(const SwigluGradArgs& args, Stream& stream);
+
+/// y[r] = table[tokens[r]].
+struct EmbeddingArgs {
+  Tensor y;       // [R, C]
+  Tensor table;   // [vocab, C]
+  Tensor tokens;  // [R] i32, each in [0, vocab)
+};
+Cost cost(const EmbeddingArgs& args);
+void embedding_forward(const EmbeddingArgs& args, Stream& stream);
+
+struct EmbeddingGradArgs {
+  Tensor dtable;  // [vocab, C], accumulates, in the order of the rows
+  Tensor dy;      // [R, C]
+  Tensor tokens;  // [R] i32
+};
+Cost cost(const EmbeddingGradArgs& args);
+void embedding_backward(const EmbeddingGradArgs& args, Stream& stream);
+
+/// y = a + b; y may be a.
+struct AddArgs {
+  Tensor y, a, b;  // one shape, contiguous
+};
+Cost cost(const AddArgs& args);
+void add(const AddArgs& args, Stream& stream);
+
+/// Every element of y becomes `value`.
+struct FillArgs {
+  Tensor y;  // contiguous
+  double value = 0;
+};
+Cost cost(const FillArgs& args);
+void fill(const FillArgs& args, Stream& stream);
+
+namespace cpu {
+void rmsnorm_forward(const RmsNormArgs& args);
+void rmsnorm_backward(const RmsNormGradArgs& args);
+void swiglu_forward(const SwigluArgs& args);
+void swiglu_backward(const SwigluGradArgs& args);
+void embedding_forward(const EmbeddingArgs& args);
+void embedding_backward(const EmbeddingGradArgs& args);
+void add(const AddArgs& args);
+void fill(const FillArgs& args);
+}  // namespace cpu
+
+}  // namespace weft
