@@ -2,7 +2,12 @@
 #pragma once
 
 #include <array>
+#include <map>
+#include <memory>
 #include <string>
+#include <vector>
+
+#include "parallel/comm/communicator.hpp"
 
 namespace weft {
 
@@ -23,6 +28,45 @@ struct MeshShape {
   int ranks() const { return size[0] * size[1] * size[2] * size[3]; }
   /// "data=1,pipeline=1,sequence=4,tensor=1"
   std::string text() const;
+};
+
+/// Where a rank stands on each axis, indexed by Axis.
+using Coordinate = std::array<int, kAxes>;
+Coordinate coordinate_of(const MeshShape& shape, int rank);
+int rank_of(const MeshShape& shape, const Coordinate& coordinate);
+
+/// Two operations that may be in flight at once on one axis take different lanes.
+enum class Lane { forward, backward };
+
+/// One rank's view of the mesh. Makes every group it is part of when constructed: all ranks of the
+/// world construct theirs together.
+class ProcessMesh {
+ public:
+  /// Throws Error(config) when the shape's product is not the world's size.
+  ProcessMesh(World& world, const MeshShape& shape, Ledgers ledgers, bool strict);
+
+  const MeshShape& shape() const { return shape_; }
+  int rank() const { return rank_; }
+  int size(Axis axis) const { return shape_.along(axis); }
+  int at(Axis axis) const { return here_[static_cast<int>(axis)]; }
+
+  /// The ranks that differ from this one on `axis` alone, in the order of that axis.
+  Communicator& along(Axis axis, Lane lane = Lane::forward);
+  /// The ranks that hold the same parameters: data x sequence, in rank order. Gradients are summed
+  /// over it once, and the optimizer is sharded over it.
+  Communicator& replicas() { return *replicas_; }
+
+ private:
+  std::unique_ptr<Communicator> make(World& world, const std::vector<Axis>& axes,
+                                     const std::string& group, const std::string& label);
+
+  MeshShape shape_;
+  Ledgers ledgers_;
+  bool strict_;
+  int rank_;
+  Coordinate here_;
+  std::map<std::pair<Axis, Lane>, std::unique_ptr<Communicator>> along_;
+  std::unique_ptr<Communicator> replicas_;
 };
 
 }  // namespace weft

@@ -1,0 +1,103 @@
+// Collectives made of exchanges. Sums start with the own piece and add those of the ranks before
+// it, walking down the ring of ranks: one fixed order for a given group, whatever the transport.
+#include <atomic>
+
+#include "parallel/comm/backend.hpp"
+
+namespace weft {
+namespace {
+
+std::atomic<double> deadline_seconds{300.0};
+
+Tensor piece(const Tensor& buffer, const Cuts& cuts, int p) {
+  return buffer.slice(0, cuts.begin(p), cuts.end(p));
+}
+
+void add_into(const Tensor& sum, const Tensor& term) {
+  visit_float(sum.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* a = sum.as<T>();
+    const T* b = term.as<T>();
+    for (int64_t i = 0; i < sum.numel(); ++i) a[i] += b[i];
+  });
+}
+
+}  // namespace
+
+void set_wait_deadline(double seconds) {
+  deadline_seconds = seconds;
+}
+double wait_deadline() {
+  return deadline_seconds;
+}
+
+const char* name(Operation operation) {
+  switch (operation) {
+    case Operation::exchange:
+      return "exchange";
+    case Operation::all_gather:
+      return "all_gather";
+    case Operation::reduce_scatter:
+      return "reduce_scatter";
+    case Operation::all_reduce:
+      return "all_reduce";
+    case Operation::broadcast:
+      return "broadcast";
+    case Operation::barrier:
+      return "barrier";
+  }
+  return "?";
+}
+
+std::string Fingerprint::text() const {
+  return concat("call ", sequence, ": ", name(operation), " of ", name(dtype), " for ",
+                weft::text(tag), counts == 0 ? "" : concat(" (counts #", counts % 10000, ")"));
+}
+
+void Backend::all_gather(const Tensor& buffer, const Cuts& cuts) {
+  std::vector<Message> messages;
+  for (int step = 1; step < size(); ++step) {
+    messages.push_back(send_to((rank() + step) % size(), piece(buffer, cuts, rank())));
+    const int from = (rank() - step + size()) % size();
+    messages.push_back(receive_from(from, piece(buffer, cuts, from)));
+  }
+  exchange(messages);
+}
+
+void Backend::reduce_scatter(const Tensor& buffer, const Cuts& cuts, const Tensor& scratch) {
+  const Tensor own = piece(buffer, cuts, rank());
+  const Tensor term = scratch.slice(0, 0, own.dim(0));
+  for (int step = 1; step < size(); ++step) {
+    const int to = (rank() + step) % size();
+    const int from = (rank() - step + size()) % size();
+    const Message messages[] = {send_to(to, piece(buffer, cuts, to)), receive_from(from, term)};
+    exchange(messages);
+    add_into(own, term);
+  }
+}
+
+void Backend::broadcast(const Tensor& buffer, int root) {
+  std::vector<Message> messages;
+  if (rank() == root) {
+    for (int p = 0; p < size(); ++p) {
+      if (p != root) messages.push_back(send_to(p, buffer));
+    }
+  } else {
+    messages.push_back(receive_from(root, buffer));
+  }
+  exchange(messages);
+}
+
+void Backend::barrier() {
+  std::byte token[2]{};
+  const int64_t one[] = {1};
+  for (int distance = 1; distance < size(); distance *= 2) {  // dissemination: log2 P rounds
+    const Message messages[] = {
+        send_to((rank() + distance) % size(), Tensor::view(&token[0], DType::u8, Device::cpu, one)),
+        receive_from((rank() - distance + size()) % size(),
+                     Tensor::view(&token[1], DType::u8, Device::cpu, one))};
+    exchange(messages);
+  }
+}
+
+}  // namespace weft
