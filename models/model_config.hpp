@@ -11,18 +11,18 @@ namespace weft {
 
 struct ModelConfig {
   int64_t vocab_size = 256;
-  int64_t hidden_size = 256;          // C
+  int64_t hidden_size = 256;  // C
   int64_t num_hidden_layers = 8;
-  int64_t num_attention_heads = 4;    // H
-  int64_t num_key_value_heads = 4;    // G; divides H
-  int64_t head_dim = 64;              // D; even
-  int64_t intermediate_size = 688;    // F
+  int64_t num_attention_heads = 4;  // H
+  int64_t num_key_value_heads = 4;  // G; divides H
+  int64_t head_dim = 64;            // D; even
+  int64_t intermediate_size = 688;  // F
   double rms_norm_eps = 1e-5;
-  RopeConfig rope;                    // rope_theta, rope_scaling
+  RopeConfig rope;  // rope_theta, rope_scaling
   bool tie_word_embeddings = false;
   bool causal = true;
-  std::string layer_pattern = "*";    // repeated over the layers: * is softmax attention
-  double embedding_std = 1.0;         // initial standard deviation of the embedding table
+  std::string layer_pattern = "*";  // repeated over the layers: * is softmax attention
+  double embedding_std = 1.0;       // initial standard deviation of the embedding table
 
   /// The pattern's letter of one layer.
   char mixer_of(int64_t layer) const { return layer_pattern[layer % layer_pattern.size()]; }

@@ -1,0 +1,59 @@
+#include "models/decoder_layer.hpp"
+
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+
+DecoderLayer::DecoderLayer(int layer, const ModelConfig& config, const AttentionStrategy& strategy)
+    : name_(concat("layers.", layer)),
+      mixer_norm_(layer_prefix(layer) + "input_layernorm.weight", config.hidden_size,
+                  config.rms_norm_eps),
+      mixer_(mixer_kind(config.mixer_of(layer)).make(layer, config, strategy)),
+      mlp_norm_(layer_prefix(layer) + "post_attention_layernorm.weight", config.hidden_size,
+                config.rms_norm_eps),
+      mlp_(layer_prefix(layer) + "mlp.", config) {}
+
+Tensor DecoderLayer::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
+  const Tensor mid = frame.push("mid", x.dtype, {x.dim(0), x.dim(1)});
+  add_branch(mixer_norm_, *mixer_, mid, x, frame, ctx);
+  if (ctx.probe) ctx.probe(name_ + ".mixer", mid);
+  const Tensor y = frame.push("stream", x.dtype, {x.dim(0), x.dim(1)});
+  add_branch(mlp_norm_, mlp_, y, mid, frame, ctx);
+  if (ctx.probe) ctx.probe(name_ + ".mlp", y);
+  return y;
+}
+
+void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
+  if (ctx.probe) ctx.probe(name_ + ".dmlp", d);
+  add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), frame, ctx);
+  frame.pop("stream");
+  if (ctx.probe) ctx.probe(name_ + ".dmixer", d);
+  add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), frame, ctx);
+  frame.pop("mid");
+}
+
+void DecoderLayer::add_branch(const RmsNorm& norm, Layer& branch, const Tensor& y, const Tensor& x,
+                              Frame& frame, StepContext& ctx) const {
+  const Tensor normed = frame.push("normed", x.dtype, {x.dim(0), x.dim(1)});
+  norm.forward(normed, x, frame, ctx);
+  branch.forward(y, normed, frame, ctx);
+  add({.y = y, .a = y, .b = x}, ctx.compute);
+}
+
+void DecoderLayer::add_branch_gradient(const RmsNorm& norm, Layer& branch, const Tensor& d,
+                                       const Tensor& x, Frame& frame, StepContext& ctx) const {
+  const Scope scope(ctx.scratch);
+  const Tensor dnormed = ctx.scratch.allocate("dnormed", x.dtype, {x.dim(0), x.dim(1)});
+  branch.backward(dnormed, d, frame.peek("normed"), frame, ctx);
+  norm.backward(d, dnormed, x, frame, ctx);
+  frame.pop("normed");
+}
+
+void DecoderLayer::visit(const std::function<void(Parameter&)>& f) {
+  f(mixer_norm_.weight);
+  mixer_->visit(f);
+  f(mlp_norm_.weight);
+  mlp_.visit(f);
+}
+
+}  // namespace weft

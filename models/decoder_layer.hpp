@@ -1,0 +1,36 @@
+#pragma once
+
+#include "models/mixers.hpp"
+#include "models/mlp.hpp"
+#include "models/rms_norm.hpp"
+
+namespace weft {
+
+/// One layer of the residual stream, pre-norm:
+///   mid = x + mixer(norm x);  y = mid + mlp(norm mid).
+class DecoderLayer {
+ public:
+  DecoderLayer(int layer, const ModelConfig& config, const AttentionStrategy& strategy);
+
+  /// x: [R, C], in the frame until backward. Returns y, pushed on the frame as "stream".
+  Tensor forward(const Tensor& x, Frame& frame, StepContext& ctx);
+  /// d: [R, C], in place: the gradient of y becomes the gradient of x.
+  void backward(const Tensor& d, Frame& frame, StepContext& ctx);
+  void visit(const std::function<void(Parameter&)>& f);
+
+ private:
+  /// y = x + branch(norm x); pushes "normed" and what the parts push.
+  void add_branch(const RmsNorm& norm, Layer& branch, const Tensor& y, const Tensor& x,
+                  Frame& frame, StepContext& ctx) const;
+  /// d += the gradient that reaches x through the branch.
+  void add_branch_gradient(const RmsNorm& norm, Layer& branch, const Tensor& d, const Tensor& x,
+                           Frame& frame, StepContext& ctx) const;
+
+  std::string name_;  // "layers.<i>", for probes
+  RmsNorm mixer_norm_;
+  std::unique_ptr<Layer> mixer_;
+  RmsNorm mlp_norm_;
+  Mlp mlp_;
+};
+
+}  // namespace weft

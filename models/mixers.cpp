@@ -1,0 +1,38 @@
+#include "models/mixers.hpp"
+
+#include "models/softmax_attention.hpp"
+
+namespace weft {
+namespace {
+
+std::unique_ptr<Layer> make_softmax(int layer, const ModelConfig& config,
+                                    const AttentionStrategy& strategy) {
+  return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
+                                            strategy.make());
+}
+
+constexpr MixerKind kMixers[] = {
+    {'*', "softmax attention: grouped queries, rotary positions", make_softmax},
+};
+
+}  // namespace
+
+std::span<const MixerKind> mixer_kinds() {
+  return kMixers;
+}
+
+const MixerKind& mixer_kind(char letter) {
+  std::string known;
+  for (const MixerKind& kind : kMixers) {
+    if (kind.letter == letter) return kind;
+    known += concat(known.empty() ? "" : ", ", kind.letter);
+  }
+  throw Error(ExitCode::config,
+              concat("model.layer_pattern: expected letters of ", known, ", got '", letter, "'"));
+}
+
+std::string layer_prefix(int layer) {
+  return concat("model.layers.", layer, ".");
+}
+
+}  // namespace weft

@@ -1,0 +1,29 @@
+// The table of token mixers, one line each: a letter of model.layer_pattern and its maker.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "models/model_config.hpp"
+#include "parallel/layer.hpp"
+#include "parallel/sequence/strategies.hpp"
+
+namespace weft {
+
+struct MixerKind {
+  char letter;
+  const char* summary;  // one line for `weft strategies`
+  /// `strategy` is that of the layer on the sequence axis.
+  std::unique_ptr<Layer> (*make)(int layer, const ModelConfig& config,
+                                 const AttentionStrategy& strategy);
+};
+
+std::span<const MixerKind> mixer_kinds();
+/// Throws Error(config) for a letter that is not in the table.
+const MixerKind& mixer_kind(char letter);
+
+/// "model.layers.<layer>."
+std::string layer_prefix(int layer);
+
+}  // namespace weft

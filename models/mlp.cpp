@@ -1,0 +1,48 @@
+#include "models/mlp.hpp"
+
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+
+Mlp::Mlp(const std::string& prefix, const ModelConfig& config)
+    : width_(config.intermediate_size),
+      gate_(prefix + "gate_proj.weight", config.hidden_size, width_,
+            fan_in_std(config.hidden_size)),
+      up_(prefix + "up_proj.weight", config.hidden_size, width_, fan_in_std(config.hidden_size)),
+      down_(prefix + "down_proj.weight", width_, config.hidden_size, output_std(width_, config)) {}
+
+void Mlp::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
+  const Tensor gate = frame.push("gate", x.dtype, {x.dim(0), width_});
+  const Tensor up = frame.push("up", x.dtype, {x.dim(0), width_});
+  gate_.forward(gate, x, ctx);
+  up_.forward(up, x, ctx);
+  const Scope scope(ctx.scratch);
+  const Tensor activation = ctx.scratch.allocate("activation", x.dtype, {x.dim(0), width_});
+  swiglu_forward({.y = activation, .gate = gate, .up = up}, ctx.compute);
+  down_.forward(y, activation, ctx);
+}
+
+void Mlp::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+                   StepContext& ctx) {
+  const Tensor up = frame.pop("up");
+  const Tensor gate = frame.pop("gate");
+  const Scope scope(ctx.scratch);
+  const auto wide = [&](const char* name) {
+    return ctx.scratch.allocate(name, x.dtype, {x.dim(0), width_});
+  };
+  const Tensor activation = wide("activation"), dactivation = wide("dactivation");
+  const Tensor dgate = wide("dgate"), dup = wide("dup");
+  down_.backward_input(dactivation, dy, ctx);
+  swiglu_backward(
+      {.dgate = dgate, .dup = dup, .y = activation, .dy = dactivation, .gate = gate, .up = up},
+      ctx.compute);
+  down_.backward_weight(dy, activation, ctx);
+  gate_.backward(dx, dgate, x, ctx);
+  up_.backward(dx, dup, x, ctx, /*accumulate=*/true);
+}
+
+void Mlp::visit(const std::function<void(Parameter&)>& f) {
+  for (Linear* linear : {&gate_, &up_, &down_}) f(linear->weight);
+}
+
+}  // namespace weft

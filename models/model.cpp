@@ -1,0 +1,96 @@
+#include "models/model.hpp"
+
+#include <algorithm>
+
+namespace weft {
+namespace {
+
+/// The slots that begin() pushes, in order; backward pops them in reverse.
+constexpr const char* kInputs[] = {"tokens",  "labels", "positions", "key begin",
+                                   "key end", "cos",    "sin"};
+
+/// Positions and visible keys of the shard's tokens, from the documents of the whole sequences.
+void fill_positions(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
+  int64_t* position = frame.peek("positions").as<int64_t>();
+  int64_t* key_begin = frame.peek("key begin").as<int64_t>();
+  int64_t* key_end = frame.peek("key end").as<int64_t>();
+  for (const SegmentMap& map : segments) {
+    for (int64_t i = 0; i < frame.tokens(); ++i) {
+      const int64_t t = frame.first_token() + i;
+      *position++ = map.position(t);
+      *key_begin++ = map.document_begin(t);
+      *key_end++ = causal ? t + 1 : map.document_end(t);
+    }
+  }
+}
+
+}  // namespace
+
+Model::Model(const ModelConfig& config, const std::vector<std::string>& attention,
+             int64_t loss_slice)
+    : config_(config),
+      frequencies_(rope_frequencies(config.rope, config.head_dim)),
+      embedding_(config) {
+  WEFT_CHECK(!attention.empty());
+  size_t softmax_layers = 0;
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const size_t which = attention.size() == 1 ? 0 : softmax_layers;
+    layers_.push_back(
+        std::make_unique<DecoderLayer>(layer, config_, attention_strategy(attention.at(which))));
+    if (config_.mixer_of(layer) == '*') ++softmax_layers;
+  }
+  head_ = std::make_unique<LossHead>(config_, loss_slice,
+                                     config_.tie_word_embeddings ? &embedding_.table : nullptr);
+}
+
+void Model::visit(const std::function<void(Parameter&)>& f) {
+  f(embedding_.table);
+  for (const auto& layer : layers_) layer->visit(f);
+  head_->visit(f);
+}
+
+std::vector<Parameter*> Model::parameters() {
+  std::vector<Parameter*> all;
+  visit([&](Parameter& parameter) { all.push_back(&parameter); });
+  return all;
+}
+
+void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const {
+  const int64_t B = frame.batch(), T = frame.tokens(), half = config_.head_dim / 2;
+  const Tensor tokens = frame.push(kInputs[0], DType::i32, {B, T});
+  const Tensor labels = frame.push(kInputs[1], DType::i32, {B, T});
+  for (const int i : {2, 3, 4}) frame.push(kInputs[i], DType::i64, {B, T});
+  const Tensor cos = frame.push(kInputs[5], ctx.dtype, {B, T, half});
+  const Tensor sin = frame.push(kInputs[6], ctx.dtype, {B, T, half});
+  if (ctx.compute.device() != Device::meta) {
+    WEFT_CHECK(std::ssize(shard.segments) == B && std::ssize(shard.tokens) == B * T &&
+                   std::ssize(shard.labels) == B * T,
+               "a frame of ", B, " x ", T, " tokens got ", shard.tokens.size());
+    std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
+    std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
+    fill_positions(shard.segments, config_.causal, frame);
+  }
+  rope_table(
+      {.cos = cos, .sin = sin, .positions = frame.peek("positions"), .frequencies = &frequencies_},
+      ctx.compute);
+}
+
+void Model::forward(Frame& frame, StepContext& ctx) {
+  Tensor x = embedding_.forward(frame, ctx);
+  for (const auto& layer : layers_) x = layer->forward(x, frame, ctx);
+  head_->forward(x, frame, ctx);
+}
+
+void Model::backward(Frame& frame, StepContext& ctx) {
+  const Scope scope(ctx.scratch);
+  const Tensor d = ctx.scratch.allocate("dstream", ctx.dtype, {frame.rows(), config_.hidden_size});
+  head_->backward(d, frame.peek("stream"), frame, ctx);
+  for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
+    (*layer)->backward(d, frame, ctx);
+  }
+  embedding_.backward(d, frame, ctx);
+  for (auto slot = std::rbegin(kInputs); slot != std::rend(kInputs); ++slot) frame.pop(*slot);
+  WEFT_CHECK(frame.empty(), "slots are left on the frame");
+}
+
+}  // namespace weft

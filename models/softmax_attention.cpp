@@ -1,0 +1,88 @@
+#include "models/softmax_attention.hpp"
+
+#include <cmath>
+
+#include "src/kernels/rope.hpp"
+
+namespace weft {
+
+SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
+                                   std::unique_ptr<AttentionParallel> strategy)
+    : layer_(layer),
+      causal_(config.causal),
+      heads_(config.num_attention_heads),
+      kv_heads_(config.num_key_value_heads),
+      head_dim_(config.head_dim),
+      q_(prefix + "q_proj.weight", config.hidden_size, heads_ * head_dim_,
+         fan_in_std(config.hidden_size)),
+      k_(prefix + "k_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
+         fan_in_std(config.hidden_size)),
+      v_(prefix + "v_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
+         fan_in_std(config.hidden_size)),
+      o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
+         output_std(heads_ * head_dim_, config)),
+      strategy_(std::move(strategy)) {}
+
+AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const Frame& frame) const {
+  return {.q = q,
+          .k = k,
+          .v = v,
+          .key_begin = frame.peek("key begin"),
+          .key_end = frame.peek("key end"),
+          .cuts = frame.cuts(),
+          .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),
+          .causal = causal_,
+          .layer = layer_,
+          .micro_batch = frame.micro_batch()};
+}
+
+void SoftmaxAttention::rotate(const Tensor& heads, bool inverse, const Frame& frame,
+                              StepContext& ctx) const {
+  rope({.x = heads, .cos = frame.peek("cos"), .sin = frame.peek("sin"), .inverse = inverse},
+       ctx.compute);
+}
+
+void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
+  const int64_t B = frame.batch(), T = frame.tokens();
+  const DType wide = accumulator_of(x.dtype);
+  const Tensor q = frame.push("q", x.dtype, {B, T, heads_, head_dim_});
+  const Tensor k = frame.push("k", x.dtype, {B, T, kv_heads_, head_dim_});
+  const Tensor v = frame.push("v", x.dtype, {B, T, kv_heads_, head_dim_});
+  const Tensor out = frame.push("out", wide, {B, T, heads_, head_dim_});
+  const Tensor lse = frame.push("lse", wide, {B, heads_, T});
+  q_.forward(q.reshape({B * T, heads_ * head_dim_}), x, ctx);
+  k_.forward(k.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
+  v_.forward(v.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
+  rotate(q, false, frame, ctx);
+  rotate(k, false, frame, ctx);
+  strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
+  o_.forward(y, out.reshape({B * T, heads_ * head_dim_}), ctx);
+}
+
+void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+                                StepContext& ctx) {
+  const int64_t B = frame.batch(), T = frame.tokens();
+  const Tensor lse = frame.pop("lse"), out = frame.pop("out");
+  const Tensor v = frame.pop("v"), k = frame.pop("k"), q = frame.pop("q");
+  const Scope scope(ctx.scratch);
+  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, heads_, head_dim_});
+  const AttentionGradients d{
+      .dq = ctx.scratch.allocate("dq", out.dtype, {B, T, heads_, head_dim_}),
+      .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, kv_heads_, head_dim_}),
+      .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_})};
+  o_.backward(dout.reshape({B * T, heads_ * head_dim_}), dy,
+              out.reshape({B * T, heads_ * head_dim_}), ctx);
+  strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
+  rotate(d.dq, true, frame, ctx);
+  rotate(d.dk, true, frame, ctx);
+  q_.backward(dx, d.dq.reshape({B * T, heads_ * head_dim_}), x, ctx);
+  k_.backward(dx, d.dk.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
+  v_.backward(dx, d.dv.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
+}
+
+void SoftmaxAttention::visit(const std::function<void(Parameter&)>& f) {
+  for (Linear* linear : {&q_, &k_, &v_, &o_}) f(linear->weight);
+}
+
+}  // namespace weft

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <memory>
+
+#include "models/linear.hpp"
+#include "models/model_config.hpp"
+#include "parallel/sequence/attention_parallel.hpp"
+
+namespace weft {
+
+/// Grouped-query softmax attention with rotary positions: projections and rotation are local to a
+/// token, what crosses the sequence axis is the strategy's. Reads the frame's "cos", "sin",
+/// "key begin" and "key end"; pushes "q", "k", "v" (rotated), "out" and "lse".
+class SoftmaxAttention final : public Layer {
+ public:
+  /// `prefix`: "model.layers.<layer>.self_attn."
+  SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
+                   std::unique_ptr<AttentionParallel> strategy);
+
+  void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
+  void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+                StepContext& ctx) override;
+  void visit(const std::function<void(Parameter&)>& f) override;
+
+ private:
+  AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame) const;
+  void rotate(const Tensor& heads, bool inverse, const Frame& frame, StepContext& ctx) const;
+
+  int layer_;
+  bool causal_;
+  int64_t heads_, kv_heads_, head_dim_;  // H, G, D
+  Linear q_, k_, v_, o_;
+  std::unique_ptr<AttentionParallel> strategy_;
+};
+
+}  // namespace weft
