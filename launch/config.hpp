@@ -1,0 +1,101 @@
+// The config of a run: one struct a section, in the names of the file.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "models/model_config.hpp"
+#include "parallel/mesh.hpp"
+#include "src/tensor/dtype.hpp"
+
+namespace weft {
+
+struct SequenceConfig {
+  /// A strategy's name, or auto: one for all softmax layers, or one a softmax layer.
+  std::vector<std::string> attention{"ring"};
+};
+
+struct DataConfig {
+  std::string path;           // a token file, or "synthetic"
+  int64_t seq_length = 2048;  // tokens of a sample, N
+  bool documents = true;      // packed documents do not see each other
+};
+
+enum class DeviceChoice { automatic, cpu };
+enum class CommChoice { automatic, mpi, threads };
+
+struct TrainConfig {
+  int64_t steps = 200;
+  int64_t global_batch_size = 1;  // samples a step, over the whole mesh
+  int64_t micro_batch_size = 1;   // samples that a rank computes at a time
+  DType precision = DType::f32;   // f32 or f64
+  uint64_t seed = 1;
+  DeviceChoice device = DeviceChoice::automatic;
+  CommChoice comm = CommChoice::automatic;
+  int64_t loss_slice = 1024;  // tokens whose logits exist at a time
+  bool strict = false;        // a prediction that does not hold ends the run
+};
+
+enum class Schedule { cosine, wsd, constant };
+
+struct OptimizerConfig {
+  double lr = 3e-4;
+  double min_lr = 0;  // where cosine and wsd end
+  int64_t warmup_steps = 0;
+  Schedule schedule = Schedule::cosine;
+  double decay_fraction = 0.2;  // wsd: the last share of the steps
+  std::array<double, 2> betas{0.9, 0.95};
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+  double grad_clip = 1.0;  // largest global gradient norm; 0 never clips
+  int64_t zero = 1;        // ZeRO stage
+};
+
+struct LogConfig {
+  int64_t every = 1;  // steps
+};
+
+struct Config {
+  ModelConfig model;
+  std::string from_hf;  // model.from_hf: a folder with config.json and weights; empty for none
+  MeshShape mesh;       // data may be kAutoSize until resolve_mesh
+  SequenceConfig sequence;
+  DataConfig data;
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  LogConfig log;
+};
+
+/// The size of an axis that takes the ranks the others leave ("auto" in the file).
+inline constexpr int kAutoSize = 0;
+
+struct LoadedConfig {
+  Config config;
+  /// Lines for the user: "context_parallel_size -> mesh.sequence" for every name that was taken
+  /// from another program.
+  std::vector<std::string> notes;
+};
+
+/// Reads the file at `path`; `sets` are "a.b=c", the last of equal keys wins. Throws Error(config)
+/// with one line "file:line: key: expected ..., got ..." ("--set" in place of file and line).
+LoadedConfig load_config(const std::string& path, const std::vector<std::string>& sets);
+
+/// The same from text that was read elsewhere; `file_name` is for messages.
+LoadedConfig parse_config(std::string_view text, std::string_view file_name,
+                          const std::vector<std::string>& sets);
+
+/// Replaces an axis of kAutoSize by ranks / (product of the others). Throws Error(config) when the
+/// product of the axes is not `ranks`.
+void resolve_mesh(Config& config, int ranks);
+
+/// The config with every key written out; parses to an equal Config. With from_hf, what config.json
+/// says is repeated in comments.
+std::string to_yaml(const Config& config);
+
+/// A markdown table of all keys with type, default and meaning.
+std::string reference_table();
+
+}  // namespace weft

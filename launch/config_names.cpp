@@ -1,0 +1,192 @@
+// Names that are not fields: what is not built yet, and what other programs call our keys.
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "launch/config_schema.hpp"
+
+namespace weft {
+namespace {
+
+using yaml::Value;
+
+// Building one of these deletes its row.
+const std::vector<NotBuilt>& not_built() {
+  static const std::vector<NotBuilt> rows{
+      {"model.linear", {}, "", "there are no linear mixers yet"},
+      {"model.window", {}, "", "there is no sliding window yet"},
+      {"model.layer_pattern", {"W", "L", "G"}, "", "layers are softmax attention, *"},
+      {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
+      {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
+      {"sequence.attention", {"rsa", "lightseq", "allgather", "ulysses"}, "", "there is ring"},
+      {"sequence.state", {}, "", "there are no linear mixers yet"},
+      {"sequence.zeco_blocks", {}, "", "there are no linear mixers yet"},
+      {"sequence.group", {}, "", "there are no linear mixers yet"},
+      {"train.precision", {"bf16"}, "", "there are f32 and f64"},
+      {"train.recompute", {}, "none", "activations are kept"},
+      {"train.device", {"cuda"}, "", "there is the CPU"},
+      {"train.comm", {"nccl"}, "", "there are mpi and threads"},
+      {"train.deterministic", {}, "false", "there is no such switch yet"},
+      {"optimizer.zero", {}, "1", "there is stage 1"},
+      {"checkpoint", {}, "", "there are no checkpoints yet"},
+  };
+  return rows;
+}
+
+struct Alias {
+  std::string_view name;
+  std::string_view key;
+};
+
+// Megatron-LM, torchtitan and nanotron. Names whose meaning differs from ours are left out.
+constexpr Alias kAliases[] = {
+    {"data_parallel_size", "mesh.data"},
+    {"dp", "mesh.data"},
+    {"pipeline_model_parallel_size", "mesh.pipeline"},
+    {"pipeline_parallel_degree", "mesh.pipeline"},
+    {"pp", "mesh.pipeline"},
+    {"context_parallel_size", "mesh.sequence"},
+    {"context_parallel_degree", "mesh.sequence"},
+    {"cp", "mesh.sequence"},
+    {"tensor_model_parallel_size", "mesh.tensor"},
+    {"tensor_parallel_degree", "mesh.tensor"},
+    {"tp", "mesh.tensor"},
+    {"num_layers", "model.num_hidden_layers"},
+    {"num_query_groups", "model.num_key_value_heads"},
+    {"kv_channels", "model.head_dim"},
+    {"ffn_hidden_size", "model.intermediate_size"},
+    {"rotary_base", "model.rope_theta"},
+    {"seq_length", "data.seq_length"},
+    {"seq_len", "data.seq_length"},
+    {"sequence_length", "data.seq_length"},
+    {"train_iters", "train.steps"},
+    {"train_steps", "train.steps"},
+    {"steps", "train.steps"},
+    {"global_batch_size", "train.global_batch_size"},
+    {"micro_batch_size", "train.micro_batch_size"},
+    {"local_batch_size", "train.micro_batch_size"},
+    {"seed", "train.seed"},
+    {"lr", "optimizer.lr"},
+    {"learning_rate", "optimizer.lr"},
+    {"min_lr", "optimizer.min_lr"},
+    {"min_decay_lr", "optimizer.min_lr"},
+    {"warmup_steps", "optimizer.warmup_steps"},
+    {"lr_warmup_iters", "optimizer.warmup_steps"},
+    {"lr_warmup_steps", "optimizer.warmup_steps"},
+    {"adam_eps", "optimizer.eps"},
+    {"weight_decay", "optimizer.weight_decay"},
+    {"clip_grad", "optimizer.grad_clip"},
+    {"max_norm", "optimizer.grad_clip"},
+    {"log_interval", "log.every"},
+};
+
+// Their sections; a name is also taken at the top and in our own section for it.
+constexpr std::string_view kForeignSections[] = {
+    "",       "parallelism",  "model_parallel", "training",
+    "tokens", "lr_scheduler", "general",        "optimizer.learning_rate_scheduler"};
+
+std::string_view section_of(std::string_view key) {
+  const size_t dot = key.rfind('.');
+  return dot == std::string_view::npos ? std::string_view{} : key.substr(0, dot);
+}
+
+std::string_view last_of(std::string_view key) {
+  return key.substr(key.rfind('.') + 1);
+}
+
+/// Levenshtein's distance in bytes.
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);  // distances of a[0, i) to every b[0, j)
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+/// Edits that still make a word look like a slip of the other: a third of its letters.
+bool is_close(size_t edits, std::string_view word) {
+  return edits <= std::max<size_t>(1, word.size() / 3);
+}
+
+constexpr size_t kLongestWord = 100;  // a longer one is no slip of ours
+
+}  // namespace
+
+const NotBuilt* find_not_built(std::string_view key) {
+  for (const NotBuilt& row : not_built()) {
+    const bool whole = row.values.empty() && row.allowed.empty();
+    const bool inside = key.starts_with(row.key) && key.substr(row.key.size()).starts_with('.');
+    if (key == row.key || (whole && inside)) return &row;
+  }
+  return nullptr;
+}
+
+bool refuses(const NotBuilt& row, const Value& value) {
+  if (row.values.empty()) return row.allowed.empty() || value.text != row.allowed;
+  const auto is_refused = [&](const Value& scalar) {
+    return std::any_of(row.values.begin(), row.values.end(), [&](std::string_view refused) {
+      return row.key == "model.layer_pattern" ? scalar.text.find(refused) != std::string::npos
+                                              : scalar.text == refused;
+    });
+  };
+  return is_refused(value) || std::any_of(value.items.begin(), value.items.end(), is_refused);
+}
+
+std::string_view find_alias(std::string_view key) {
+  std::string name(last_of(key));
+  std::replace(name.begin(), name.end(), '-', '_');
+  const std::string_view section = section_of(key);
+  for (const Alias& alias : kAliases) {
+    if (alias.name != name) continue;
+    const bool foreign =
+        std::count(std::begin(kForeignSections), std::end(kForeignSections), section);
+    if (foreign || section == section_of(alias.key)) return alias.key;
+  }
+  return {};
+}
+
+bool is_from_hf(std::string_view key) {
+  return key.starts_with("model.") && key != "model.from_hf" && key != "model.layer_pattern" &&
+         key != "model.causal";
+}
+
+std::string nearest(std::string_view misspelt, std::span<const std::string> words) {
+  if (misspelt.size() > kLongestWord) return {};
+  const std::string* best = nullptr;
+  size_t fewest = 0;
+  for (const std::string& word : words) {
+    const size_t edits = distance(misspelt, word);
+    if (!is_close(edits, word) || (best != nullptr && edits >= fewest)) continue;
+    best = &word;
+    fewest = edits;
+  }
+  return best == nullptr ? "" : *best;
+}
+
+std::string nearest_key(std::string_view misspelt) {
+  if (misspelt.size() > kLongestWord) return {};
+  std::string_view best;
+  size_t fewest = 0;
+  const auto consider = [&](std::string_view key) {
+    const size_t name_edits = distance(last_of(misspelt), last_of(key));
+    if (!is_close(name_edits, last_of(key))) return;
+    // the section decides among equally close names
+    const size_t edits =
+        2 * kLongestWord * name_edits + distance(section_of(misspelt), section_of(key));
+    if (!best.empty() && edits >= fewest) return;
+    best = key;
+    fewest = edits;
+  };
+  for (const Field& field : fields()) consider(field.key);
+  for (const NotBuilt& row : not_built()) consider(row.key);
+  return std::string(best);
+}
+
+}  // namespace weft

@@ -1,0 +1,277 @@
+// Every bad config file is one exact line with exit code 64.
+#include <gtest/gtest.h>
+
+#include "tests/config_testing.hpp"
+
+namespace weft {
+namespace {
+
+std::string repeat(const std::string& piece, int times) {
+  std::string out;
+  for (int i = 0; i < times; ++i) out += piece;
+  return out;
+}
+
+struct BadText {
+  const char* name;
+  std::string text;
+  std::string message;
+};
+
+void PrintTo(const BadText& bad, std::ostream* out) {
+  *out << bad.message;
+}
+
+std::string name_of(const testing::TestParamInfo<BadText>& info) {
+  return info.param.name;
+}
+
+class BadTextTest : public testing::TestWithParam<BadText> {};
+
+TEST_P(BadTextTest, IsOneLine) {
+  EXPECT_EQ(message_of(GetParam().text), GetParam().message);
+}
+
+const BadText kBadYaml[] = {
+    {"Empty", "", "run.yaml:1: expected keys, got an empty file"},
+    {"OnlyComments", "# nothing\n", "run.yaml:1: expected keys, got an empty file"},
+    {"EmptyDocument", "---\n", "run.yaml:2: expected keys at the top, got nothing"},
+    {"ListAtTop", "- a\n- b\n", "run.yaml:1: expected keys at the top, got a list"},
+    {"ScalarAtTop", "train\n", "run.yaml:1: expected keys at the top, got 'train'"},
+    {"TwoDocuments", "log: {every: 1}\n---\nlog: {every: 2}\n",
+     "run.yaml:2: expected one document, got a second one"},
+    {"DuplicateKey", "train:\n  steps: 1\n  steps: 2\n",
+     "run.yaml:3: train.steps: expected each key once, got it twice"},
+    {"DuplicateSection", "log: {every: 1}\nlog: {every: 2}\n",
+     "run.yaml:2: log: expected each key once, got it twice"},
+    {"Anchor", "train: &t\n  steps: 1\n",
+     "run.yaml:1: train: expected a value without anchors, got the anchor 't'"},
+    {"AnchorAtTop", "&t\ntrain: {steps: 1}\n",
+     "run.yaml:1: expected a value without anchors, got the anchor 't'"},
+    {"SelfAlias", "train: &t [*t]\n",
+     "run.yaml:1: train: expected a value without anchors, got the anchor 't'"},
+    {"Alias", "train: *t\n",
+     "run.yaml:1: train: expected YAML, got text that is not: the referenced anchor is not "
+     "defined"},
+    {"BareStar", "model: {}\nlog: *\n",
+     "run.yaml:2: log: expected YAML, got text that is not: alias not found after *"},
+    {"AliasBomb", "a: &a [x, x, x]\nb: &b [*a, *a, *a]\nc: &c [*b, *b, *b]\nd: &d [*c, *c, *c]\n",
+     "run.yaml:1: a: expected a value without anchors, got the anchor 'a'"},
+    {"MergeKey", "train:\n  <<: {steps: 1}\n",
+     "run.yaml:2: train: expected a key, got the merge key '<<'"},
+    {"Tag", "train:\n  steps: !!int 3\n",
+     "run.yaml:2: train.steps: expected a value without tags, got the tag 'tag:yaml.org,2002:int'"},
+    {"TagOfSection", "train: !mine {steps: 1}\n",
+     "run.yaml:1: train: expected a value without tags, got the tag '!mine'"},
+    {"NulByte", std::string("log: {every: 1}\ntrain: \0\n", 25),
+     "run.yaml:2: expected text, got a NUL byte"},
+    {"TruncatedCharacter", "data: {path: a\xe2\x82",
+     "run.yaml:1: expected UTF-8 text, got other bytes"},
+    {"OverlongCharacter", "log: {}\ndata: {path: \xc0\xaf}\n",
+     "run.yaml:2: expected UTF-8 text, got other bytes"},
+    {"TooLong", "#" + std::string(1'000'000, 'x'),
+     "run.yaml:1: expected at most 1000000 bytes, got 1000001"},
+    {"BracketsInAValue", "train: " + std::string(100'000, '[') + std::string(100'000, ']'),
+     "run.yaml:1: train: expected a list of scalars, got a list inside"},
+    {"BracketsAtTheTop", std::string(100'000, '[') + std::string(100'000, ']'),
+     "run.yaml:1: expected keys at the top, got a list"},
+    {"BracketsOverLines", "train:\n" + repeat(" [\n", 100'000) + std::string(100'000, ']'),
+     "run.yaml:3: train: expected a list of scalars, got a list inside"},
+    {"Braces", repeat("{a: ", 100'000) + std::string(100'000, '}'),
+     "run.yaml:1: " + repeat("a.", 31) + "a: expected at most 32 levels, got more"},
+    // yaml-cpp sees brackets that never close as keys
+    {"OpenBracketsInAValue", "train: " + std::string(100'000, '['),
+     "run.yaml:1: train: expected a list of scalars, got a section inside"},
+    {"OpenBracketsAtTheTop", std::string(100'000, '['), "run.yaml:1: expected a key, got a list"},
+    {"OpenBraces", repeat("{a: ", 100'000), "run.yaml:1: expected a key, got a section"},
+    {"BracesAsKeys", "train: " + std::string(100'000, '{'),
+     "run.yaml:1: train: expected a key, got a section"},
+    {"Dashes", "train:\n  " + repeat("- ", 100'000),
+     "run.yaml:2: train: expected a list of scalars, got a list inside"},
+    {"QuestionMarks", repeat("? ", 100'000), "run.yaml:1: expected a key, got a section"},
+    {"Indents",
+     [] {
+       std::string text;
+       for (int i = 0; i < 1'000; ++i) text += std::string(i, ' ') + "a:\n";
+       return text;
+     }(),
+     "run.yaml:33: " + repeat("a.", 31) + "a: expected at most 32 levels, got more"},
+    {"SectionInList", "train: [{steps: 1}]\n",
+     "run.yaml:1: train: expected a list of scalars, got a section inside"},
+    {"ListAsKey", "? [a]\n: 1\n", "run.yaml:1: expected a key, got a list"},
+    {"NullKey", "train:\n  ~: 1\n", "run.yaml:2: train: expected a key, got nothing"},
+    {"DottedKey", "train.steps: 3\n",
+     "run.yaml:1: expected a key of letters, digits, '_' and '-', got 'train.steps'"},
+    {"ControlCharactersInAKey", "\"a\\nb\\x1b\": 3\n",
+     "run.yaml:1: expected a key of letters, digits, '_' and '-', got 'a\\x0ab\\x1b'"},
+    {"OpenFlow", "train: {steps: 3\nlog: {every: 1}\n",
+     "run.yaml:2: train: expected YAML, got text that is not: end of map flow not found"},
+    {"EscapedControlCharacter", "data: {path: \"\\\x01\"}\n",
+     "run.yaml:1: data.path: expected YAML, got text that is not: unknown escape character: ?"},
+    {"TabIndent", "train:\n\tsteps: 3\n",
+     "run.yaml:2: expected YAML, got text that is not: illegal map value"},
+};
+INSTANTIATE_TEST_SUITE_P(Yaml, BadTextTest, testing::ValuesIn(kBadYaml), name_of);
+
+const BadText kBadValues[] = {
+    {"UnknownKey", "train:\n  stps: 3\n",
+     "run.yaml:2: train.stps: expected a key of this version, got 'train.stps' (did you mean "
+     "'train.steps'?)"},
+    {"UnknownSection", "optimiser:\n  lr: 3\n",
+     "run.yaml:2: optimiser.lr: expected a key of this version, got 'optimiser.lr' (did you mean "
+     "'optimizer.lr'?)"},
+    {"WrongSection", "train: {grad_clip: 1}\n",
+     "run.yaml:1: train.grad_clip: expected a key of this version, got 'train.grad_clip' (did you "
+     "mean 'optimizer.grad_clip'?)"},
+    {"UnknownAndFar", "wheels: {round: yes}\n",
+     "run.yaml:1: wheels.round: expected a key of this version, got 'wheels.round'"},
+    {"UnknownEmptySection", "wheels: {}\n",
+     "run.yaml:1: wheels: expected a key of this version, got 'wheels'"},
+    {"ScalarForASection", "train: 3\n", "run.yaml:1: train: expected a section of keys, got '3'"},
+    {"ListForASection", "train: [steps]\n",
+     "run.yaml:1: train: expected a section of keys, got a list"},
+    {"SectionForAScalar", "train: {steps: {of: 3}}\n",
+     "run.yaml:1: train.steps: expected an integer from 1 to 1000000000, got a section of keys"},
+    {"EmptySectionForAScalar", "train: {steps: {}}\n",
+     "run.yaml:1: train.steps: " + kSteps + "a section of keys"},
+    {"SectionForAnAxis", "mesh: {tensor: {x: 1}}\n",
+     "run.yaml:1: mesh.tensor: expected an integer from 1 to 65535, got a section of keys"},
+    {"SectionForAPattern", "model: {layer_pattern: {x: 1}}\n",
+     "run.yaml:1: model.layer_pattern: expected a pattern of letters, got a section of keys"},
+    {"SectionForAKeyOfLater", "train: {recompute: {none: 1}}\n",
+     "run.yaml:1: train.recompute.none: expected a key of this version, got "
+     "'train.recompute.none'"},
+    {"ListForAScalar", "train: {steps: [3]}\n", "run.yaml:1: train.steps: " + kSteps + "a list"},
+    {"NothingForAScalar", "train:\n  steps:\n", "run.yaml:2: train.steps: " + kSteps + "nothing"},
+    {"WordForAnInteger", "train: {steps: many}\n", "run.yaml:1: train.steps: " + kSteps + "'many'"},
+    {"IntegerInQuotes", "train: {steps: \"3\"}\n", "run.yaml:1: train.steps: " + kSteps + "\"3\""},
+    {"TrailingLetters", "train: {steps: 12abc}\n",
+     "run.yaml:1: train.steps: " + kSteps + "'12abc'"},
+    {"Exponent", "train: {steps: 1e3}\n", "run.yaml:1: train.steps: " + kSteps + "'1e3'"},
+    {"FloatForAnInteger", "train: {steps: 3.0}\n", "run.yaml:1: train.steps: " + kSteps + "'3.0'"},
+    {"Octal", "train: {steps: 010}\n", "run.yaml:1: train.steps: " + kSteps + "'010'"},
+    {"OctalO", "train: {steps: 0o10}\n", "run.yaml:1: train.steps: " + kSteps + "'0o10'"},
+    {"Hexadecimal", "train: {steps: 0x10}\n", "run.yaml:1: train.steps: " + kSteps + "'0x10'"},
+    {"Underscore", "train: {steps: 1_000}\n", "run.yaml:1: train.steps: " + kSteps + "'1_000'"},
+    {"Plus", "train: {steps: +5}\n", "run.yaml:1: train.steps: " + kSteps + "'+5'"},
+    {"Zero", "train: {steps: 0}\n", "run.yaml:1: train.steps: " + kSteps + "'0'"},
+    {"Negative", "train: {steps: -5}\n", "run.yaml:1: train.steps: " + kSteps + "'-5'"},
+    {"TooLarge", "train: {steps: 1000000001}\n",
+     "run.yaml:1: train.steps: " + kSteps + "'1000000001'"},
+    {"PastInt64", "train: {seed: 99999999999999999999}\n",
+     "run.yaml:1: train.seed: expected an integer >= 0, got '99999999999999999999'"},
+    {"NotANumber", "optimizer: {lr: .nan}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got '.nan'"},
+    {"NanWord", "optimizer: {lr: nan}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got 'nan'"},
+    {"Infinite", "optimizer: {lr: inf}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got 'inf'"},
+    {"NumberTooLarge", "optimizer: {lr: 1e999}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got '1e999'"},
+    {"NumberTooSmall", "optimizer: {eps: 1e-999}\n",
+     "run.yaml:1: optimizer.eps: expected a number > 0, got '1e-999'"},
+    {"OctalNumber", "optimizer: {lr: 01.5}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got '01.5'"},
+    {"ZeroRate", "optimizer: {lr: 0}\n",
+     "run.yaml:1: optimizer.lr: expected a number > 0, got '0'"},
+    {"Yes", "train: {strict: yes}\n",
+     "run.yaml:1: train.strict: expected true or false, got 'yes'"},
+    {"MisspeltFlag", "train: {strict: ture}\n",
+     "run.yaml:1: train.strict: expected true or false, got 'ture'"},
+    {"MisspeltChoice", "optimizer: {schedule: cosin}\n",
+     "run.yaml:1: optimizer.schedule: expected cosine, wsd or constant, got 'cosin' (did you mean "
+     "'cosine'?)"},
+    {"OneBeta", "optimizer: {betas: [0.9]}\n",
+     "run.yaml:1: optimizer.betas: expected a list of two numbers >= 0 and < 1, got a list"},
+    {"BetaOfOne", "optimizer: {betas: [0.9, 1]}\n",
+     "run.yaml:1: optimizer.betas: expected a list of two numbers >= 0 and < 1, got a list"},
+    {"AxisTwice", "mesh: {order: [data, data, sequence, tensor]}\n",
+     "run.yaml:1: mesh.order: expected a list of the four axes, got a list"},
+    {"NoStrategies", "sequence: {attention: []}\n",
+     "run.yaml:1: sequence.attention: expected ring or auto, or a list of them, got a list"},
+    {"MisspeltStrategy", "sequence: {attention: rign}\n",
+     "run.yaml:1: sequence.attention: expected ring or auto, or a list of them, got 'rign'"},
+    {"LineBreakInAPath", "data: {path: \"a\\nb\"}\n",
+     "run.yaml:1: data.path: expected a token file or synthetic, got \"a\\x0ab\""},
+    {"LongValue", "train: {steps: " + std::string(70, 'x') + "}\n",
+     "run.yaml:1: train.steps: " + kSteps + "'" + std::string(60, 'x') + "...'"},
+};
+INSTANTIATE_TEST_SUITE_P(Value, BadTextTest, testing::ValuesIn(kBadValues), name_of);
+
+const BadText kBadTogether[] = {
+    {"NoPath", "log: {every: 1}\n",
+     "run.yaml: data.path: expected a token file or synthetic, got nothing"},
+    {"KvHeads", "model:\n  num_attention_heads: 4\n  num_key_value_heads: 3\n",
+     "run.yaml:3: model.num_key_value_heads: expected a divisor of num_attention_heads = 4, got 3"},
+    {"KvHeadsByDefault", "model:\n  num_attention_heads: 3\n",
+     "run.yaml: model.num_key_value_heads: expected a divisor of num_attention_heads = 3, got 4"},
+    {"OddHead", "model: {head_dim: 15}\n",
+     "run.yaml:1: model.head_dim: expected an even number, got 15"},
+    {"UnknownLetter", "model: {layer_pattern: \"*X\"}\n",
+     "run.yaml:1: model.layer_pattern: expected a pattern of the letter *, got '*X'"},
+    {"RopeFactors", "model: {rope_scaling: {low_freq_factor: 4}}\n",
+     "run.yaml: model.rope_scaling.high_freq_factor: expected more than low_freq_factor = 4, got "
+     "4"},
+    {"MinLr", "data: {path: x}\noptimizer:\n  lr: 0.001\n  min_lr: 0.01\n",
+     "run.yaml:4: optimizer.min_lr: expected at most optimizer.lr = 0.001, got 0.01"},
+    {"Warmup", "data: {path: x}\ntrain: {steps: 5}\noptimizer: {warmup_steps: 6}\n",
+     "run.yaml:3: optimizer.warmup_steps: expected at most train.steps = 5, got 6"},
+    {"Strategies",
+     "data: {path: x}\nmodel: {num_hidden_layers: 3}\nsequence: {attention: [ring, auto]}\n",
+     "run.yaml:3: sequence.attention: expected one name, or 3: one a softmax layer, got 2"},
+    {"AliasAndKey", "context_parallel_size: 4\nmesh: {sequence: 4}\n",
+     "run.yaml:2: mesh.sequence: expected each key once, got it at run.yaml:1 too"},
+    {"ValueOfAnAlias", "parallelism: {tp: two}\n",
+     "run.yaml:1: mesh.tensor: expected an integer from 1 to 65535, got 'two'"},
+    {"MissingFolder", "model:\n  from_hf: /nowhere/at/all\n",
+     "/nowhere/at/all/config.json: cannot be opened"},
+};
+INSTANTIATE_TEST_SUITE_P(Together, BadTextTest, testing::ValuesIn(kBadTogether), name_of);
+
+// ---- What is not built yet
+
+struct Later {
+  const char* name;
+  std::string text;
+  std::string what;
+};
+
+void PrintTo(const Later& later, std::ostream* out) {
+  *out << later.what;
+}
+
+class LaterTest : public testing::TestWithParam<Later> {};
+
+TEST_P(LaterTest, IsRefused) {
+  const std::string message = message_of(GetParam().text);
+  const std::string expected =
+      "run.yaml:1: '" + GetParam().what + "' is not available in this version (";
+  EXPECT_EQ(message.substr(0, expected.size()), expected);
+}
+
+const Later kLater[] = {
+    {"Linear", "model: {linear: {family: gla}}", "model.linear.family"},
+    {"LinearEmpty", "model: {linear: {}}", "model.linear"},
+    {"Window", "model: {window: 512}", "model.window"},
+    {"PatternLetter", "model: {layer_pattern: \"LLL*\"}", "model.layer_pattern: LLL*"},
+    {"Pipeline", "mesh: {pipeline: 2}", "mesh.pipeline: 2"},
+    {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},
+    {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
+    {"Attention", "sequence: {attention: lightseq}", "sequence.attention: lightseq"},
+    {"AttentionInAList", "sequence: {attention: [ring, rsa]}", "sequence.attention"},
+    {"State", "sequence: {state: zeco}", "sequence.state"},
+    {"ZecoBlocks", "sequence: {zeco_blocks: auto}", "sequence.zeco_blocks"},
+    {"Group", "sequence: {group: auto}", "sequence.group"},
+    {"Precision", "train: {precision: bf16}", "train.precision: bf16"},
+    {"Recompute", "train: {recompute: layer}", "train.recompute: layer"},
+    {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
+    {"DeviceCuda", "train: {device: cuda}", "train.device: cuda"},
+    {"CommNccl", "train: {comm: nccl}", "train.comm: nccl"},
+    {"Zero", "optimizer: {zero: 3}", "optimizer.zero: 3"},
+    {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},
+};
+INSTANTIATE_TEST_SUITE_P(All, LaterTest, testing::ValuesIn(kLater),
+                         [](const auto& later) { return std::string(later.param.name); });
+
+}  // namespace
+}  // namespace weft
