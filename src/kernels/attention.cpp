@@ -23,6 +23,18 @@ void check_rows(const Tensor& rows, const Tensor& q) {
              rows.text(), " for ", q.text());
 }
 
+void check_scratch(const Tensor& scratch, const AttentionBlock& block) {
+  WEFT_CHECK(scratch.dtype == DType::u8 &&
+                 scratch.nbytes() >= attention_scratch_bytes(block.q.dtype, block.q.dim(3)),
+             scratch.text());
+}
+
+/// What every pass over a block reads.
+int64_t input_bytes(const AttentionBlock& block) {
+  return block.q.nbytes() + block.k.nbytes() + block.v.nbytes() + block.key_begin.nbytes() +
+         block.key_end.nbytes();
+}
+
 double dots(const AttentionBlock& block) {  // multiply-adds of one product over the seen pairs
   return 2.0 * block.q.dim(0) * block.q.dim(2) * block.q.dim(3) * block.pairs;
 }
@@ -44,8 +56,7 @@ double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_e
 
 Cost cost(const AttentionForwardArgs& a) {
   return {2 * dots(a.block),
-          static_cast<double>(a.block.q.nbytes() + a.block.k.nbytes() + a.block.v.nbytes() +
-                              2 * a.out.nbytes() + 2 * a.lse.nbytes())};
+          static_cast<double>(input_bytes(a.block) + 2 * a.out.nbytes() + 2 * a.lse.nbytes())};
 }
 
 void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
@@ -53,6 +64,7 @@ void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
   check_rows(args.lse, args.block.q);
   WEFT_CHECK(same_shape(args.out, args.block.q) && args.out.dtype == args.lse.dtype,
              args.out.text());
+  check_scratch(args.scratch, args.block);
   WEFT_DISPATCH(attention_forward, args, stream);
 }
 
@@ -68,11 +80,10 @@ void attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
 }
 
 Cost cost(const AttentionBackwardArgs& a) {
-  const AttentionBlock& block = a.block;
-  return {5 * dots(block),
-          static_cast<double>(block.q.nbytes() + block.k.nbytes() + block.v.nbytes() +
-                              a.dout.nbytes() + a.lse.nbytes() + a.delta.nbytes() +
-                              2 * (a.dq.nbytes() + a.dk.nbytes() + a.dv.nbytes()))};
+  return {
+      5 * dots(a.block),
+      static_cast<double>(input_bytes(a.block) + a.dout.nbytes() + a.lse.nbytes() +
+                          a.delta.nbytes() + 2 * (a.dq.nbytes() + a.dk.nbytes() + a.dv.nbytes()))};
 }
 
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
@@ -84,6 +95,7 @@ void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
   for (const Tensor* t : {&args.dq, &args.dk, &args.dv}) {
     WEFT_CHECK(t->dtype == accumulator_of(args.block.q.dtype), t->text());
   }
+  check_scratch(args.scratch, args.block);
   WEFT_DISPATCH(attention_backward, args, stream);
 }
 

@@ -1,5 +1,8 @@
 #include "src/kernels/matmul.hpp"
 
+#include <algorithm>
+#include <cstdint>
+
 #include "src/kernels/dispatch.hpp"
 
 namespace weft {
@@ -13,6 +16,9 @@ void check(const MatmulArgs& args) {
   const auto& [c, a, b, transpose_a, transpose_b, accumulate, alpha] = args;
   WEFT_CHECK(c.ndim == 2 && a.ndim == 2 && b.ndim == 2);
   WEFT_CHECK(c.dtype == a.dtype && c.dtype == b.dtype, c.text(), a.text(), b.text());
+  for (const Tensor* t : {&c, &a, &b}) {  // BLAS counts in 32 bits
+    WEFT_CHECK(std::max({t->dim(0), t->dim(1), t->stride[0]}) <= INT32_MAX, t->text());
+  }
   WEFT_CHECK(a.dim(transpose_a ? 1 : 0) == c.dim(0) && b.dim(transpose_b ? 0 : 1) == c.dim(1) &&
                  b.dim(transpose_b ? 1 : 0) == inner(args),
              c.text(), " = ", a.text(), transpose_a ? "^T" : "", " ", b.text(),

@@ -28,7 +28,7 @@ Cost cost(const AdamWArgs& a) {
 
 void adamw(const AdamWArgs& args, Stream& stream) {
   check_scalar(args.squared_norm);
-  for (const Tensor* t : {&args.m, &args.v, &args.grad}) {
+  for (const Tensor* t : {&args.param, &args.m, &args.v, &args.grad}) {
     WEFT_CHECK(same_shape(*t, args.param) && t->dtype == args.param.dtype && t->contiguous(),
                t->text(), " for ", args.param.text());
   }

@@ -34,7 +34,8 @@ Cost cost(const RopeTableArgs& a) {
 
 void rope_table(const RopeTableArgs& args, Stream& stream) {
   const Tensor& positions = args.positions;
-  WEFT_CHECK(positions.ndim == 2 && positions.contiguous() && same_shape(args.cos, args.sin));
+  WEFT_CHECK(positions.ndim == 2 && positions.contiguous() && args.cos.contiguous() &&
+             args.sin.contiguous() && same_shape(args.cos, args.sin));
   WEFT_CHECK(args.cos.has_shape({positions.dim(0), positions.dim(1),
                                  static_cast<int64_t>(args.frequencies->size())}),
              args.cos.text());

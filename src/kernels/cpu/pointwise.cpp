@@ -13,7 +13,10 @@ void swiglu_forward(const SwigluArgs& args) {
     const T* gate = args.gate.as<T>();
     const T* up = args.up.as<T>();
     const int64_t n = args.y.numel();
-    for (int64_t i = 0; i < n; ++i) y[i] = gate[i] / (1 + cpu::exp(-gate[i])) * up[i];
+    for (int64_t i = 0; i < n; ++i) {
+      const T sigmoid = 1 / (1 + cpu::exp(-gate[i]));  // as backward forms it: the same bits
+      y[i] = gate[i] * sigmoid * up[i];
+    }
   });
 }
 

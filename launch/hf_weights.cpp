@@ -1,0 +1,40 @@
+#include "launch/hf_weights.hpp"
+
+#include <set>
+
+#include "launch/safetensors.hpp"
+
+namespace weft {
+namespace {
+
+std::string dims_text(const std::vector<int64_t>& dims) {
+  std::string text;
+  for (const int64_t d : dims) text += concat(text.empty() ? "" : ", ", d);
+  return "[" + text + "]";
+}
+
+}  // namespace
+
+void load_hf_weights(const std::string& folder, const ParameterStore& store) {
+  const SafetensorsFile file(folder + "/model.safetensors");
+  std::set<std::string> unused;
+  for (const std::string& name : file.names()) unused.insert(name);
+  for (const Parameter* parameter : store.parameters()) {
+    const std::string& name = parameter->name;
+    WEFT_REQUIRE(file.contains(name), ExitCode::data, file.path(), ": no tensor '", name, "'");
+    const std::vector<int64_t> shape = file.entry(name).shape;
+    WEFT_REQUIRE(shape == parameter->shape, ExitCode::data, file.path(), ": '", name,
+                 "': expected shape ", dims_text(parameter->shape), ", got ", dims_text(shape));
+    const Tensor value = store.value(*parameter);
+    visit_float(value.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      file.read<T>(name, std::span<T>(value.as<T>(), value.numel()));
+    });
+    unused.erase(name);
+  }
+  unused.erase("lm_head.weight");  // some files repeat a tied head
+  WEFT_REQUIRE(unused.empty(), ExitCode::data, file.path(), ": '", *unused.begin(),
+               "' belongs to no parameter of this model");
+}
+
+}  // namespace weft

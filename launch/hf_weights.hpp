@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string>
+
+#include "parallel/parameter_store.hpp"
+
+namespace weft {
+
+/// Fills the values of all parameters from `folder`/model.safetensors, matched by name and shape,
+/// converted to the store's type. A missing tensor, a wrong shape or a tensor that no parameter
+/// takes is an Error(data) that names it.
+void load_hf_weights(const std::string& folder, const ParameterStore& store);
+
+}  // namespace weft

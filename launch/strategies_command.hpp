@@ -1,0 +1,14 @@
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace weft {
+
+/// `weft strategies`: the tables of what sequence.attention and model.layer_pattern may say.
+void add_strategies_command(CLI::App& app, std::function<int()>& action);
+
+}  // namespace weft

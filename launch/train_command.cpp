@@ -1,0 +1,162 @@
+#include "launch/train_command.hpp"
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <optional>
+
+#include "launch/report_error.hpp"
+#include "launch/train_run.hpp"
+#include "parallel/comm/mpi.hpp"
+#include "parallel/comm/threads.hpp"
+#include "src/core/log.hpp"
+#include "src/kernels/matmul.hpp"
+
+namespace weft {
+namespace {
+
+struct TrainOptions {
+  std::string config;
+  std::vector<std::string> sets;
+  std::string output;
+  bool strict = false;
+
+  std::string folder() const {
+    return output.empty() ? "runs/" + std::filesystem::path(config).stem().string() : output;
+  }
+};
+
+Config load(const TrainOptions& options) {
+  LoadedConfig loaded = load_config(options.config, options.sets);
+  for (const std::string& note : loaded.notes) log::info(note);
+  loaded.config.train.strict |= options.strict;
+  return loaded.config;
+}
+
+// ---- Ranks as threads of this process
+
+int train_threads(const TrainOptions& options, Config config) {
+  if (config.mesh.along(Axis::data) == kAutoSize) config.mesh.along(Axis::data) = 1;
+  resolve_mesh(config, config.mesh.ranks());
+  ExitCode code = ExitCode::done;
+  Whereabouts failed;
+  const auto body = [&](World& world) {
+    TrainRun run(config, world.rank());
+    if (world.rank() == 0) run.open_folder(options.folder());
+    const ExitCode ended = run.run(world);
+    if (world.rank() == 0) code = ended;
+  };
+  try {
+    run_ranks(config.mesh.ranks(), body, [&](int) { failed = whereabouts(); });
+  } catch (...) {
+    const Failure failure = describe(std::current_exception());
+    report(failure, failed);
+    return static_cast<int>(failure.code);
+  }
+  return static_cast<int>(code);
+}
+
+// ---- Ranks as MPI processes
+
+/// What all ranks do when some of them failed: the lowest of those prints, all leave with its code.
+std::optional<ExitCode> agree(Backend& all, const std::optional<Failure>& mine) {
+  std::vector<int32_t> codes(all.size());
+  codes[all.rank()] = mine ? static_cast<int32_t>(mine->code) : 0;
+  const int64_t dims[] = {all.size()};
+  all.all_gather(Tensor::view(codes.data(), DType::i32, Device::cpu, dims),
+                 Cuts::even(all.size(), all.size()));
+  for (int p = 0; p < all.size(); ++p) {
+    if (codes[p] == 0) continue;
+    if (p == all.rank()) report(*mine, whereabouts());
+    return static_cast<ExitCode>(codes[p]);
+  }
+  return std::nullopt;
+}
+
+/// Runs `f` here and tells the others how it went.
+template <class F>
+std::optional<ExitCode> try_together(Backend& all, F&& f) {
+  std::optional<Failure> failure;
+  try {
+    f();
+  } catch (...) {
+    failure = describe(std::current_exception());
+  }
+  return agree(all, failure);
+}
+
+/// The text that rank 0 has, on every rank: all ranks run one config, whatever their disks say.
+std::string broadcast_text(Backend& all, std::string text) {
+  int64_t size = std::ssize(text);
+  const int64_t one[] = {1};
+  all.broadcast(Tensor::view(&size, DType::i64, Device::cpu, one), 0);
+  text.resize(size);
+  const int64_t dims[] = {size};
+  all.broadcast(Tensor::view(text.data(), DType::u8, Device::cpu, dims), 0);
+  return text;
+}
+
+int train_mpi(const TrainOptions& options) {
+  MpiSession session;
+  World& world = session.world();
+  log::set_up(world.rank() == 0);
+  std::vector<int> everyone(world.size());
+  for (int p = 0; p < world.size(); ++p) everyone[p] = p;
+  const auto all = world.group(everyone, "launch");
+
+  std::string text;
+  const auto read = [&] {
+    if (world.rank() != 0) return;
+    Config config = load(options);
+    WEFT_REQUIRE(config.train.comm != CommChoice::threads, ExitCode::config,
+                 "train.comm: expected mpi or auto under mpirun, got threads");
+    resolve_mesh(config, world.size());
+    text = to_yaml(config);
+  };
+  if (const auto code = try_together(*all, read)) return static_cast<int>(*code);
+  const Config config = parse_config(broadcast_text(*all, text), options.config, {}).config;
+
+  std::unique_ptr<TrainRun> run;
+  const auto prepare = [&] {
+    run = std::make_unique<TrainRun>(config, world.rank());
+    if (world.rank() == 0) run->open_folder(options.folder());
+  };
+  if (const auto code = try_together(*all, prepare)) return static_cast<int>(*code);
+
+  try {
+    return static_cast<int>(run->run(world));
+  } catch (...) {
+    const Failure failure = describe(std::current_exception());
+    report(failure, whereabouts());
+    MpiSession::abort(static_cast<int>(failure.code));
+  }
+}
+
+int train(const TrainOptions& options) {
+  cpu::set_blas_threads(1);  // the ranks are the parallelism
+  if (launched_by_mpi()) return train_mpi(options);
+  Config config = load(options);
+  const bool alone = config.mesh.ranks() <= 1;
+  WEFT_REQUIRE(alone || config.train.comm == CommChoice::threads, ExitCode::config,
+               "mesh: ", config.mesh.text(), " is ", config.mesh.ranks(),
+               " ranks: start them with mpirun -n ", config.mesh.ranks(),
+               ", or as threads of one process with --set train.comm=threads");
+  return train_threads(options, config);
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, std::function<int()>& action) {
+  CLI::App* command = app.add_subcommand("train", "train a model; start several ranks with mpirun");
+  auto options = std::make_shared<TrainOptions>();
+  command->add_option("config", options->config, "YAML file")->required()->type_name("CONFIG");
+  command->add_option("--set", options->sets, "override a key: section.key=value")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--output", options->output, "run folder (default: runs/<name of CONFIG>)")
+      ->type_name("DIR");
+  command->add_flag("--strict", options->strict,
+                    "end with 3 when bytes sent differ from the prediction");
+  command->callback([&action, options] { action = [options] { return train(*options); }; });
+}
+
+}  // namespace weft

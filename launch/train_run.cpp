@@ -1,0 +1,178 @@
+#include "launch/train_run.hpp"
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+
+#include "data/synthetic.hpp"
+#include "launch/hf_weights.hpp"
+#include "launch/learning_rate.hpp"
+#include "launch/report_error.hpp"
+#include "launch/run_folder.hpp"
+#include "src/core/log.hpp"
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// FLOP/s of matrix products on this rank: what MFU is a share of. All ranks measure at the same
+/// time, so that ranks sharing a core do not count it twice.
+double measure_matmul_rate(DType dtype) {
+  constexpr int64_t n = 384;
+  Arena arena("matmul rate", Device::cpu, 3 * n * n * size_of(dtype));
+  const Tensor a = arena.allocate("a", dtype, {n, n}), b = arena.allocate("b", dtype, {n, n});
+  const Tensor c = arena.allocate("c", dtype, {n, n});
+  const auto stream = make_inline_stream();
+  for (const Tensor& t : {a, b}) fill({.y = t, .value = 0.5}, *stream);
+  const MatmulArgs product{.c = c, .a = a, .b = b};
+  matmul(product, *stream);  // warm up
+  const auto start = Clock::now();
+  int count = 0;
+  for (; seconds_since(start) < 0.05; ++count) matmul(product, *stream);
+  return count * cost(product).flops / seconds_since(start);
+}
+
+/// The sum over all ranks of one number; set-up traffic, not booked.
+double sum_over(Backend& all, double mine) {
+  std::vector<double> values(all.size());
+  values[all.rank()] = mine;
+  const int64_t dims[] = {all.size()};
+  all.all_gather(Tensor::view(values.data(), DType::f64, Device::cpu, dims),
+                 Cuts::even(all.size(), all.size()));
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return sum;
+}
+
+/// WEFT_FAULT=throw:RANK:STEP makes that rank fail there: how a job dies can be tried out.
+void fail_on_demand(int rank, int64_t step) {
+  const char* fault = std::getenv("WEFT_FAULT");
+  WEFT_REQUIRE(!fault || concat("throw:", rank, ":", step) != fault, ExitCode::internal,
+               "failure asked for by WEFT_FAULT");
+}
+
+}  // namespace
+
+std::unique_ptr<SampleSource> open_samples(const Config& config) {
+  const auto& [path, seq_length, documents] = config.data;
+  if (path == "synthetic") {
+    return std::make_unique<SyntheticSource>(config.model.vocab_size, seq_length, config.train.seed,
+                                             documents);
+  }
+  auto source = std::make_unique<TokenFileSource>(path, seq_length, documents);
+  WEFT_REQUIRE(source->vocab_size() <= config.model.vocab_size, ExitCode::data, path,
+               ": a vocabulary of ", source->vocab_size(), " tokens, model.vocab_size is ",
+               config.model.vocab_size);
+  return source;
+}
+
+TrainRun::TrainRun(const Config& config, int rank)
+    : config_(config), rank_(rank), source_(open_samples(config)), plan_(plan_step(config, rank)) {}
+
+void TrainRun::open_folder(const std::string& folder) {
+  prepare_run_folder(folder, to_yaml(config_));
+  log::add_file(folder + "/console.log");
+  metrics_ = std::make_unique<MetricsWriter>(folder, config_.train.steps, config_.log.every);
+  folder_ = folder;
+}
+
+ExitCode TrainRun::run(World& world) {
+  whereabouts() = {rank_, -1};
+  Trainer trainer(config_, world, plan_.memory);
+  if (!config_.from_hf.empty()) load_hf_weights(config_.from_hf, trainer.parameters());
+  {
+    std::vector<int> everyone(world.size());
+    for (int p = 0; p < world.size(); ++p) everyone[p] = p;
+    const auto all = world.group(everyone, "set-up");
+    step_flops_ = sum_over(*all, plan_.flops());
+    matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
+  }
+  const ProcessMesh& mesh = trainer.mesh();
+  const BatchLoader loader(*source_, config_.train.seed, config_.train.global_batch_size,
+                           Cuts::even(config_.data.seq_length, mesh.size(Axis::sequence)),
+                           mesh.at(Axis::sequence),
+                           Cuts::even(config_.train.global_batch_size, mesh.size(Axis::data)),
+                           mesh.at(Axis::data), config_.train.micro_batch_size);
+  if (metrics_) describe(trainer);
+  for (int64_t step = 0; step < config_.train.steps; ++step) {
+    whereabouts().step = step;
+    fail_on_demand(rank_, step);
+    const StepMetrics metrics = measured_step(trainer, loader, step);
+    if (metrics_) metrics_->write(metrics);
+    if (config_.train.strict) check_ledgers(trainer, step);
+    if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
+      if (metrics_) {
+        report({ExitCode::diverged,
+                concat("step ", step, ": the loss is ", metrics.loss, ", the gradient norm ",
+                       metrics.grad_norm, "; the parameters were left as they were before it")},
+               {});
+      }
+      return ExitCode::diverged;
+    }
+  }
+  return ExitCode::done;
+}
+
+StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step) {
+  const auto start = Clock::now();
+  const double waited_before = trainer.compute().waited_s();
+  trainer.clear_ledgers();
+  const std::vector<Batch> batches = loader.load(step);
+  const double data_wait_s = seconds_since(start);
+  const StepReport report = trainer.step(step, batches, loader.global_labels(step));
+  const double step_s = seconds_since(start);
+  return {.step = step,
+          .loss = report.loss,
+          .grad_norm = report.grad_norm,
+          .learning_rate = learning_rate(config_.optimizer, step, config_.train.steps),
+          .tokens = config_.train.global_batch_size * config_.data.seq_length,
+          .ranks = config_.mesh.ranks(),
+          .step_s = step_s,
+          .mfu = step_flops_ / (step_s * matmul_rate_),
+          .data_wait_s = data_wait_s,
+          .exposed_comm_s = trainer.compute().waited_s() - waited_before,
+          .bytes = trainer.counted().by_group(),
+          .peak_bytes = trainer.peaks().peak()};
+}
+
+void TrainRun::describe(const Trainer& trainer) const {
+  log::info(concat("weft: ", config_.mesh.text(), " (", config_.mesh.ranks(), " ranks), ",
+                   trainer.parameters().count(), " parameters in ", name(config_.train.precision),
+                   ", ", config_.train.global_batch_size, " x ", config_.data.seq_length,
+                   " tokens a step"));
+  log::info(concat("weft: arenas of rank 0: ", plan_.memory.peak() >> 10, " KiB (state ",
+                   plan_.memory.state >> 10, ", frames ", plan_.memory.frames >> 10, ", scratch ",
+                   plan_.memory.scratch >> 10, "); matrix products: ", matmul_rate_ / 1e9,
+                   " GFLOP/s over all ranks"));
+  log::info(concat("weft: writing to ", folder_));
+}
+
+void TrainRun::check_ledgers(const Trainer& trainer, int64_t step) const {
+  const auto without_zeros = [](std::map<Ledger::Key, int64_t> entries) {
+    std::erase_if(entries, [](const auto& entry) { return entry.second == 0; });
+    return entries;
+  };
+  const auto planned = without_zeros(plan_.bytes);
+  const auto booked = without_zeros(trainer.predicted().entries());
+  const auto counted = without_zeros(trainer.counted().entries());
+  for (const auto* entries : {&planned, &booked, &counted}) {
+    for (const auto& [key, unused] : *entries) {
+      const auto bytes = [&key = key](const auto& ledger) {
+        const auto found = ledger.find(key);
+        return found == ledger.end() ? int64_t{0} : found->second;
+      };
+      WEFT_REQUIRE(bytes(planned) == bytes(booked) && bytes(booked) == bytes(counted),
+                   ExitCode::comparison, "step ", step, ": bytes sent for ", text(key.tag),
+                   " over ", key.group, ": planned ", bytes(planned), ", booked ", bytes(booked),
+                   ", counted ", bytes(counted));
+    }
+  }
+}
+
+}  // namespace weft

@@ -1,0 +1,45 @@
+// One rank's part of `weft train`, from opened data to the last step.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "data/batch_loader.hpp"
+#include "launch/config.hpp"
+#include "launch/metrics.hpp"
+#include "launch/trainer.hpp"
+
+namespace weft {
+
+class TrainRun {
+ public:
+  /// What a rank can do alone: opens the data, plans the step. Throws what the user did wrong.
+  /// `config.mesh` is resolved.
+  TrainRun(const Config& config, int rank);
+
+  /// Makes `folder` ready: one rank of the job, before run().
+  void open_folder(const std::string& folder);
+
+  /// Trains; collective over the world. Returns done, or how all ranks agreed to end: diverged.
+  /// What fails on one rank is thrown there.
+  ExitCode run(World& world);
+
+ private:
+  void describe(const Trainer& trainer) const;
+  StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);
+  void check_ledgers(const Trainer& trainer, int64_t step) const;
+
+  Config config_;
+  int rank_;
+  std::unique_ptr<SampleSource> source_;
+  StepPlan plan_;
+  std::string folder_;  // empty on ranks that write nothing
+  std::unique_ptr<MetricsWriter> metrics_;
+  double step_flops_ = 0;   // of all ranks
+  double matmul_rate_ = 0;  // FLOP/s of all ranks together
+};
+
+/// The samples that data.path names.
+std::unique_ptr<SampleSource> open_samples(const Config& config);
+
+}  // namespace weft

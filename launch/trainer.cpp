@@ -1,0 +1,146 @@
+#include "launch/trainer.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "launch/learning_rate.hpp"
+#include "models/initial_values.hpp"
+#include "parallel/comm/recording.hpp"
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+namespace {
+
+AdamWConfig adamw_config(const OptimizerConfig& config) {
+  return {.beta1 = config.betas[0],
+          .beta2 = config.betas[1],
+          .eps = config.eps,
+          .weight_decay = config.weight_decay,
+          .grad_clip = config.grad_clip};
+}
+
+std::unique_ptr<Stream> make_compute_stream(Device device, std::map<std::string, Cost>& kernels) {
+  if (device != Device::meta) return make_inline_stream();
+  return make_meta_stream(
+      [&kernels](const char* name, const Cost& cost) { kernels[name] += cost; });
+}
+
+}  // namespace
+
+double StepPlan::flops() const {
+  double sum = 0;
+  for (const auto& [name, cost] : kernels) sum += cost.flops;
+  return sum;
+}
+
+Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory)
+    : config_(config),
+      compute_(make_compute_stream(world.device(), kernels_)),
+      mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
+      sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
+      model_(config.model, config.sequence.attention, config.train.loss_slice),
+      state_("state", world.device(), memory.state),
+      frames_("frames", world.device(), memory.frames),
+      scratch_("scratch", world.device(), memory.scratch),
+      store_(model_.parameters(), config.train.precision, state_),
+      optimizer_(adamw_config(config.optimizer), store_, mesh_.replicas().rank(),
+                 mesh_.replicas().size(), state_),
+      totals_(state_.allocate("totals", DType::f64, {2})) {
+  if (world.device() != Device::meta) set_initial_values(store_, config.train.seed);
+}
+
+StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
+  const Tensor loss_sum = totals_.slice(0, 0, 1), squared_norm = totals_.slice(0, 1, 2);
+  StepContext ctx{.mesh = mesh_,
+                  .compute = *compute_,
+                  .scratch = scratch_,
+                  .parameters = store_,
+                  .dtype = config_.train.precision,
+                  .loss_sum = loss_sum,
+                  // A batch without a single label has no gradient, whatever the scale.
+                  .loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(global_labels, 1)),
+                  .probe = probe_};
+  fill({.y = store_.gradients(), .value = 0}, *compute_);
+  fill({.y = loss_sum, .value = 0}, *compute_);
+
+  compute_gradients(batches, ctx);
+  if (before_update_) before_update_();
+  const double rate = learning_rate(config_.optimizer, step, config_.train.steps);
+  optimizer_.step(rate, step + 1, squared_norm, ctx);
+
+  const Scope scope(scratch_);
+  const Tensor piece = scratch_.allocate("loss piece", DType::f64, {1});
+  compute_->wait(mesh_.replicas().all_reduce(
+      loss_sum, piece, {-1, Tag::Purpose::loss, Tag::Pass::update, 0}, *compute_));
+  if (compute_->device() == Device::meta) return {};
+  return {.loss = loss_sum.as<double>()[0] * ctx.loss_scale,
+          .grad_norm = std::sqrt(squared_norm.as<double>()[0])};
+}
+
+void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx) {
+  for (int i = 0; i < static_cast<int>(batches.size()); ++i) {
+    const Batch& batch = batches[i];
+    Frame frame(frames_, std::ssize(batch.segments), sequence_cuts_, mesh_.at(Axis::sequence), i);
+    model_.begin({.segments = batch.segments, .tokens = batch.tokens, .labels = batch.labels},
+                 frame, ctx);
+    model_.forward(frame, ctx);
+    model_.backward(frame, ctx);
+  }
+}
+
+void Trainer::clear_ledgers() {
+  predicted_.clear();
+  counted_.clear();
+}
+
+MemoryPlan Trainer::peaks() const {
+  return {.state = state_.peak(), .frames = frames_.peak(), .scratch = scratch_.peak()};
+}
+
+std::vector<Arena::Item> Trainer::at_peak() const {
+  std::map<std::string_view, Arena::Item> by_name;
+  for (const Arena* arena : {&state_, &frames_, &scratch_}) {
+    for (const Arena::Item& item : arena->at_peak()) {
+      auto [entry, first] = by_name.try_emplace(item.name, item);
+      if (!first) entry->second.bytes += item.bytes;
+    }
+  }
+  std::vector<Arena::Item> items;
+  for (const auto& [name, item] : by_name) items.push_back(item);
+  std::stable_sort(items.begin(), items.end(),
+                   [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  return items;
+}
+
+std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at) {
+  const auto cuts = [&](int64_t total, Axis axis) {
+    return Cuts::even(total, config.mesh.along(axis));
+  };
+  const Cuts tokens = cuts(config.data.seq_length, Axis::sequence);
+  const Cuts samples = cuts(config.train.global_batch_size, Axis::data);
+  const int sequence_shard = at[static_cast<int>(Axis::sequence)];
+  std::vector<Batch> batches;
+  int64_t left = samples.size(at[static_cast<int>(Axis::data)]);
+  for (; left > 0; left -= config.train.micro_batch_size) {
+    const int64_t count = std::min(left, config.train.micro_batch_size);
+    batches.push_back(
+        {.segments = std::vector<SegmentMap>(count, SegmentMap::single(config.data.seq_length)),
+         .begin = tokens.begin(sequence_shard),
+         .end = tokens.end(sequence_shard),
+         .tokens = {},
+         .labels = {}});
+  }
+  return batches;
+}
+
+StepPlan plan_step(const Config& config, int rank) {
+  const auto world = make_recording_world(rank, config.mesh.ranks());
+  Trainer trainer(config, *world, {});
+  trainer.step(0, batch_shapes(config, coordinate_of(config.mesh, rank)), 1);
+  return {.memory = trainer.peaks(),
+          .at_peak = trainer.at_peak(),
+          .kernels = trainer.kernels(),
+          .bytes = trainer.predicted().entries()};
+}
+
+}  // namespace weft

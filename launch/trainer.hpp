@@ -1,0 +1,94 @@
+// Trainer: one rank's model, memory and optimizer, and the step that drives them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/batch_loader.hpp"
+#include "launch/config.hpp"
+#include "models/model.hpp"
+#include "parallel/data/sharded_optimizer.hpp"
+
+namespace weft {
+
+/// Bytes of a rank's arenas.
+struct MemoryPlan {
+  int64_t state = 0;    // parameters, gradients, moments
+  int64_t frames = 0;   // what forward leaves for backward
+  int64_t scratch = 0;  // what dies inside a call
+  int64_t peak() const { return state + frames + scratch; }
+};
+
+/// What one step of one rank will take, found by running it on the meta device.
+struct StepPlan {
+  MemoryPlan memory;
+  std::vector<Arena::Item> at_peak;  // of all three arenas, by name, largest first
+  std::map<std::string, Cost> kernels;
+  std::map<Ledger::Key, int64_t> bytes;  // sent
+  double flops() const;
+};
+
+/// What a step says, the same on every rank.
+struct StepReport {
+  double loss = 0;       // mean over the labelled tokens of the global batch
+  double grad_norm = 0;  // before clipping
+};
+
+class Trainer {
+ public:
+  /// Collective over the world. The arenas get the bytes of `memory`; on the meta device (a
+  /// recording world) they measure instead.
+  Trainer(const Config& config, World& world, const MemoryPlan& memory);
+
+  /// One optimizer step over this rank's micro-batches. `step` counts from 0; `global_labels` is
+  /// the number of labelled tokens of the global batch. When the gradient is not finite the
+  /// parameters stay as they are, and the report says so.
+  StepReport step(int64_t step, std::span<const Batch> batches, int64_t global_labels);
+
+  Model& model() { return model_; }
+  const ParameterStore& parameters() const { return store_; }
+  const ProcessMesh& mesh() const { return mesh_; }
+  ProcessMesh& mesh() { return mesh_; }
+  Stream& compute() { return *compute_; }
+  /// Kernel costs so far; counted on the meta device only.
+  const std::map<std::string, Cost>& kernels() const { return kernels_; }
+  const Ledger& predicted() const { return predicted_; }
+  const Ledger& counted() const { return counted_; }
+  void clear_ledgers();
+  /// Peaks so far.
+  MemoryPlan peaks() const;
+  std::vector<Arena::Item> at_peak() const;
+
+  /// Sees named tensors of the next steps.
+  void set_probe(Probe probe) { probe_ = std::move(probe); }
+  /// Called between the gradient sums of the micro-batches and the update; for tests and parity.
+  void set_before_update(std::function<void()> f) { before_update_ = std::move(f); }
+
+ private:
+  void compute_gradients(std::span<const Batch> batches, StepContext& ctx);
+
+  Config config_;
+  Ledger predicted_, counted_;
+  std::map<std::string, Cost> kernels_;
+  std::unique_ptr<Stream> compute_;
+  ProcessMesh mesh_;
+  Cuts sequence_cuts_;
+  Model model_;
+  Arena state_, frames_, scratch_;
+  ParameterStore store_;
+  ShardedOptimizer optimizer_;
+  Tensor totals_;  // [2] f64: sum of token losses, squared gradient norm
+  Probe probe_;
+  std::function<void()> before_update_;
+};
+
+/// Runs one step of `rank` on the meta device.
+StepPlan plan_step(const Config& config, int rank);
+
+/// The micro-batches a rank of the mesh gets in every step, as shapes without tokens.
+std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at);
+
+}  // namespace weft

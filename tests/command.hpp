@@ -1,0 +1,31 @@
+// Runs commands as a user would, and reads what they leave.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace weft {
+
+struct CommandResult {
+  int code = 0;
+  std::string out;  // stdout and stderr, as they came
+  double seconds = 0;
+
+  /// The lines that start with `prefix`.
+  std::vector<std::string> lines(const std::string& prefix = "") const;
+};
+
+/// Through the shell, from the repository's root.
+CommandResult run_command(const std::string& command);
+
+/// "mpirun -n P ... weft": ready for arguments.
+std::string weft_on(int ranks);
+std::string weft_alone();
+
+/// A new empty folder, removed at the end of the process.
+std::string fresh_folder();
+
+/// The values of `key` in the run folder's metrics.jsonl.
+std::vector<double> metric(const std::string& folder, const std::string& key);
+
+}  // namespace weft

@@ -1,0 +1,77 @@
+#include "tests/sequence_testing.hpp"
+
+namespace weft {
+
+void place(std::vector<double>& whole, const Tensor& piece, int64_t tokens, int64_t begin,
+           bool rows) {
+  const std::vector<double> part = values(piece);
+  // As [outer, T, inner] inside [outer, N, inner].
+  const int64_t own = piece.dim(rows ? 2 : 1);
+  const int64_t outer = rows ? piece.dim(0) * piece.dim(1) : piece.dim(0);
+  const int64_t inner = rows ? 1 : piece.dim(2) * piece.dim(3);
+  for (int64_t o = 0; o < outer; ++o) {
+    std::copy_n(part.begin() + o * own * inner, own * inner,
+                whole.begin() + (o * tokens + begin) * inner);
+  }
+}
+
+StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
+                         const Cuts& cuts, bool causal) {
+  const auto [B, H, G, D] = p.shape;
+  const int64_t N = cuts.total();
+  const DType dtype = p.q.view().dtype, wide = accumulator_of(dtype);
+  StrategyRun run;
+  AttentionResult& whole = run.result;
+  for (auto* v : {&whole.out, &whole.dq}) v->resize(B * N * H * D);
+  for (auto* v : {&whole.dk, &whole.dv}) v->resize(B * N * G * D);
+  whole.lse.resize(B * H * N);
+  run.sent.resize(cuts.pieces());
+  run.forward_bytes.resize(cuts.pieces());
+  run.backward_bytes.resize(cuts.pieces());
+  std::mutex mutex;
+
+  run_ranks(cuts.pieces(), [&](World& world) {
+    TestRank rank(world, sequence_mesh(cuts.pieces()));
+    const int64_t begin = cuts.begin(world.rank()), end = cuts.end(world.rank()), T = end - begin;
+    const Owned q = tokens_of(p.q, begin, end), k = tokens_of(p.k, begin, end);
+    const Owned v = tokens_of(p.v, begin, end), dout = tokens_of(p.dout, begin, end);
+    const Owned from = tokens_of(p.keys.begin, begin, end), to = tokens_of(p.keys.end, begin, end);
+    const Owned out(wide, {B, T, H, D}), lse(wide, {B, H, T}), dq(wide, {B, T, H, D});
+    const Owned dk(wide, {B, T, G, D}), dv(wide, {B, T, G, D});
+    const AttentionShard shard{.q = q,
+                               .k = k,
+                               .v = v,
+                               .key_begin = from,
+                               .key_end = to,
+                               .cuts = cuts,
+                               .scale = p.scale,
+                               .causal = causal,
+                               .layer = 0,
+                               .micro_batch = 0};
+    const auto strategy = make();
+    strategy->forward(shard, out, lse, rank.context);
+    strategy->backward(shard, out, lse, dout, {.dq = dq, .dk = dk, .dv = dv}, rank.context);
+
+    const std::lock_guard lock(mutex);
+    place(whole.out, out, N, begin, false);
+    place(whole.lse, lse, N, begin, true);
+    place(whole.dq, dq, N, begin, false);
+    place(whole.dk, dk, N, begin, false);
+    place(whole.dv, dv, N, begin, false);
+    run.sent[world.rank()] = rank.counted.by_group();
+    for (const auto& [key, bytes] : rank.counted.entries()) {
+      (key.tag.pass == Tag::Pass::forward ? run.forward_bytes : run.backward_bytes)[world.rank()] +=
+          bytes;
+    }
+    const auto booked = rank.predicted.entries();
+    for (const auto& [key, bytes] : rank.counted.entries()) {
+      run.ledgers_agree &= booked.contains(key) && booked.at(key) == bytes;
+    }
+    for (const auto& [key, bytes] : booked) {
+      run.ledgers_agree &= bytes == 0 || rank.counted.entries().contains(key);
+    }
+  });
+  return run;
+}
+
+}  // namespace weft

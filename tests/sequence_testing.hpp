@@ -1,0 +1,68 @@
+// Runs one sequence strategy on ranks that are threads, on pieces of a whole problem.
+#pragma once
+
+#include <mutex>
+#include <vector>
+
+#include "parallel/comm/threads.hpp"
+#include "parallel/sequence/strategies.hpp"
+#include "tests/oracle.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+
+/// What one rank of a test needs to call a layer or a strategy: mesh, stream, scratch, ledgers.
+class TestRank {
+ public:
+  TestRank(World& world, const MeshShape& shape, int64_t scratch_bytes = 64 << 20)
+      : mesh_(world, shape, {&predicted, &counted}, false),
+        compute_(make_inline_stream()),
+        scratch_("scratch", Device::cpu, scratch_bytes),
+        state_("state", Device::cpu, 0),
+        store_({}, DType::f64, state_),
+        context{.mesh = mesh_,
+                .compute = *compute_,
+                .scratch = scratch_,
+                .parameters = store_,
+                .dtype = DType::f64,
+                .loss_sum = {}} {}
+
+  Ledger predicted, counted;
+
+ private:
+  ProcessMesh mesh_;
+  std::unique_ptr<Stream> compute_;
+  Arena scratch_, state_;
+  ParameterStore store_;
+
+ public:
+  StepContext context;
+};
+
+inline MeshShape sequence_mesh(int ranks) {
+  MeshShape shape;
+  shape.along(Axis::sequence) = ranks;
+  return shape;
+}
+
+/// A contiguous copy of tokens [begin, end) of [B, N, ...].
+inline Owned tokens_of(const Tensor& whole, int64_t begin, int64_t end) {
+  return copy_of(whole.slice(1, begin, end));
+}
+
+/// Puts a rank's [B, T, ...] or, with `rows`, [B, H, T] at its place in the whole's values.
+void place(std::vector<double>& whole, const Tensor& piece, int64_t tokens, int64_t begin,
+           bool rows);
+
+struct StrategyRun {
+  AttentionResult result;
+  std::vector<std::map<std::string, int64_t>> sent;    // bytes by group, per rank, as counted
+  std::vector<int64_t> forward_bytes, backward_bytes;  // on the sequence axis, per rank
+  bool ledgers_agree = true;
+};
+
+/// Forward and backward of `make()` over `cuts`, one thread a rank; outputs are poisoned first.
+StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
+                         const Cuts& cuts, bool causal = true);
+
+}  // namespace weft

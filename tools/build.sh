@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Installs what is missing and builds: tools/build.sh [preset] [target...]. The program ends up at
+# build/<preset>/weft. The preset is cpu unless named.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+preset=${1:-cpu}
+shift || true
+mkdir -p build
+tools/install_dependencies.sh
+cmake --preset "$preset" >build/configure.log 2>&1 || { cat build/configure.log >&2; exit 1; }
+targets=()
+[ $# -eq 0 ] || targets=(--target "$@")
+cmake --build --preset "$preset" "${targets[@]}"
