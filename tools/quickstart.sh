@@ -17,7 +17,7 @@ mkdir -p "$run"
 
 echo
 echo "== 2. training on four ranks, 2048 tokens a sequence, each rank holding 512 of them"
-launch=(mpirun -n 4 --oversubscribe --bind-to none)
+launch=(mpirun -q -n 4 --oversubscribe --bind-to none)
 [ "$(id -u)" -ne 0 ] || launch+=(--allow-run-as-root)
 "${launch[@]}" "$weft" train configs/quickstart.yaml --output "$run"
 

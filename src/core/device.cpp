@@ -1,5 +1,7 @@
 #include "src/core/device.hpp"
 
+#include <pthread.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -15,9 +17,12 @@ namespace weft {
 
 const char* name(Device device) {
   switch (device) {
-    case Device::cpu: return "cpu";
-    case Device::cuda: return "cuda";
-    case Device::meta: return "meta";
+    case Device::cpu:
+      return "cpu";
+    case Device::cuda:
+      return "cuda";
+    case Device::meta:
+      return "meta";
   }
   return "?";
 }
@@ -30,7 +35,9 @@ struct Event::State {
   std::function<void()> deliver;
 };
 
-Event Event::pending() { return Event(std::make_shared<State>()); }
+Event Event::pending() {
+  return Event(std::make_shared<State>());
+}
 
 void Event::complete(std::exception_ptr error) const {
   {
@@ -84,7 +91,10 @@ class InlineStream final : public Stream {
 
 class WorkerStream final : public Stream {
  public:
-  explicit WorkerStream(std::string label) : label_(std::move(label)), worker_([this] { run(); }) {}
+  explicit WorkerStream(const std::string& label) : worker_([this] { run(); }) {
+    // Shown by debuggers and top; the kernel takes 15 characters.
+    pthread_setname_np(worker_.native_handle(), label.substr(0, 15).c_str());
+  }
 
   ~WorkerStream() override {
     {
@@ -146,7 +156,6 @@ class WorkerStream final : public Stream {
     }
   }
 
-  const std::string label_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Item> queue_;
@@ -172,10 +181,12 @@ class MetaStream final : public Stream {
 
 }  // namespace
 
-std::unique_ptr<Stream> make_inline_stream() { return std::make_unique<InlineStream>(); }
+std::unique_ptr<Stream> make_inline_stream() {
+  return std::make_unique<InlineStream>();
+}
 
-std::unique_ptr<Stream> make_worker_stream(std::string label) {
-  return std::make_unique<WorkerStream>(std::move(label));
+std::unique_ptr<Stream> make_worker_stream(const std::string& label) {
+  return std::make_unique<WorkerStream>(label);
 }
 
 std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace) {

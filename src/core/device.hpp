@@ -61,7 +61,7 @@ std::unique_ptr<Stream> make_inline_stream();
 
 /// A communication stream of a CPU rank: one worker thread. After a piece of work has thrown, the
 /// rest is not run and every later event completes with that error.
-std::unique_ptr<Stream> make_worker_stream(std::string label);
+std::unique_ptr<Stream> make_worker_stream(const std::string& label);
 
 /// A stream of the meta device: runs nothing, counts FLOPs and bytes per kernel.
 std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace);

@@ -20,7 +20,9 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void set_up(bool speak) { logger().set_level(speak ? spdlog::level::info : spdlog::level::err); }
+void set_up(bool speak) {
+  logger().set_level(speak ? spdlog::level::info : spdlog::level::err);
+}
 
 void add_file(const std::string& path) {
   try {
@@ -32,9 +34,17 @@ void add_file(const std::string& path) {
   }
 }
 
-void info(const std::string& line) { logger().info("{}", line); }
-void warn(const std::string& line) { logger().warn("warning: {}", line); }
-void error(const std::string& line) { logger().error("{}", line); }
-void flush() { logger().flush(); }
+void info(const std::string& line) {
+  logger().info("{}", line);
+}
+void warn(const std::string& line) {
+  logger().warn("warning: {}", line);
+}
+void error(const std::string& line) {
+  logger().error("{}", line);
+}
+void flush() {
+  logger().flush();
+}
 
 }  // namespace weft::log

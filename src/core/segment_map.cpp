@@ -11,8 +11,8 @@ SegmentMap::SegmentMap(int64_t tokens, std::vector<int64_t> starts, bool last_co
   WEFT_CHECK(tokens_ >= 0);
   if (tokens_ > 0 && (starts_.empty() || starts_.front() != 0)) starts_.insert(starts_.begin(), 0);
   for (size_t i = 0; i < starts_.size(); ++i) {
-    WEFT_CHECK(starts_[i] < tokens_ && (i == 0 || starts_[i] > starts_[i - 1]),
-               "document start ", starts_[i], " in a sample of ", tokens_, " tokens");
+    WEFT_CHECK(starts_[i] < tokens_ && (i == 0 || starts_[i] > starts_[i - 1]), "document start ",
+               starts_[i], " in a sample of ", tokens_, " tokens");
   }
 }
 
@@ -21,7 +21,9 @@ size_t SegmentMap::document_of(int64_t t) const {
   return std::upper_bound(starts_.begin(), starts_.end(), t) - starts_.begin() - 1;
 }
 
-int64_t SegmentMap::document_begin(int64_t t) const { return starts_[document_of(t)]; }
+int64_t SegmentMap::document_begin(int64_t t) const {
+  return starts_[document_of(t)];
+}
 
 int64_t SegmentMap::document_end(int64_t t) const {
   const size_t next = document_of(t) + 1;

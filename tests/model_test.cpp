@@ -1,0 +1,133 @@
+// The whole model against finite differences: hand-written gradients, checked as one.
+#include <gtest/gtest.h>
+
+#include "data/synthetic.hpp"
+#include "launch/trainer.hpp"
+#include "parallel/comm/threads.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+namespace {
+
+Config tiny_config(bool tied, bool causal) {
+  Config config;
+  config.model.vocab_size = 17;
+  config.model.hidden_size = 12;
+  config.model.num_hidden_layers = 2;
+  config.model.num_attention_heads = 4;
+  config.model.num_key_value_heads = 2;
+  config.model.head_dim = 4;
+  config.model.intermediate_size = 10;
+  config.model.tie_word_embeddings = tied;
+  config.model.causal = causal;
+  config.data = {.path = "synthetic", .seq_length = 13, .documents = true};
+  config.train.global_batch_size = 3;
+  config.train.micro_batch_size = 2;
+  config.train.precision = DType::f64;
+  config.train.loss_slice = 5;
+  config.optimizer.lr = 0;  // steps leave the parameters alone
+  config.optimizer.weight_decay = 0;
+  return config;
+}
+
+/// One rank that can be asked for loss and gradients again and again.
+class Asked {
+ public:
+  Asked(const Config& config, World& world)
+      : trainer_(config, world, plan_step(config, 0).memory),
+        source_(config.model.vocab_size, config.data.seq_length, 5, true),
+        loader_(source_, 1, 3, Cuts::even(config.data.seq_length, 1), 0, Cuts::even(3, 1), 0, 2) {}
+
+  double loss() { return trainer_.step(0, loader_.load(0), loader_.global_labels(0)).loss; }
+
+  std::vector<std::vector<double>> gradients() {
+    std::vector<std::vector<double>> found;
+    trainer_.set_before_update([&] {
+      for (const Parameter* p : store().parameters()) {
+        found.push_back(values(store().gradient(*p)));
+      }
+    });
+    loss();
+    trainer_.set_before_update({});
+    return found;
+  }
+
+  const ParameterStore& store() const { return trainer_.parameters(); }
+
+ private:
+  Trainer trainer_;
+  SyntheticSource source_;
+  BatchLoader loader_;
+};
+
+class ModelGradients : public testing::TestWithParam<std::tuple<bool, bool>> {};
+
+TEST_P(ModelGradients, EqualFiniteDifferences) {
+  const auto [tied, causal] = GetParam();
+  run_ranks(1, [tied = tied, causal = causal](World& world) {
+    Asked model(tiny_config(tied, causal), world);
+    const auto gradients = model.gradients();
+    const auto& parameters = model.store().parameters();
+    ASSERT_EQ(parameters.size(), tied ? 20u : 21u);
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      EXPECT_LE(finite_difference([&] { return model.loss(); }, model.store().value(*parameters[i]),
+                                  gradients[i], 25),
+                1e-6)
+          << parameters[i]->name;
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(TiedAndCausal, ModelGradients,
+                         testing::Combine(testing::Bool(), testing::Bool()));
+
+TEST(InitialValues, DependOnSeedNameAndIndexAlone) {
+  const auto initial = [](int ranks, uint64_t seed) {
+    std::vector<double> found;
+    run_ranks(ranks, [&](World& world) {
+      Config config = tiny_config(false, true);
+      config.mesh.along(Axis::sequence) = ranks;
+      config.train.seed = seed;
+      Trainer trainer(config, world, plan_step(config, world.rank()).memory);
+      if (world.rank() == ranks - 1) found = values(trainer.parameters().values());
+    });
+    return found;
+  };
+  EXPECT_TRUE(same_bits(initial(1, 1), initial(3, 1)));
+  EXPECT_FALSE(same_bits(initial(1, 1), initial(1, 2)));
+}
+
+TEST(InitialValues, KeepTheirScales) {
+  run_ranks(1, [](World& world) {
+    Config config = tiny_config(false, true);
+    config.model.hidden_size = 400;
+    config.model.intermediate_size = 100;
+    Trainer trainer(config, world, plan_step(config, 0).memory);
+    for (const Parameter* p : trainer.parameters().parameters()) {
+      const double scale = rms(values(trainer.parameters().value(*p)));
+      const double expected = p->init == Parameter::Init::ones ? 1.0 : p->init_std;
+      EXPECT_NEAR(scale / expected, 1, 0.05) << p->name;
+    }
+  });
+}
+
+TEST(Plan, IsTheMemoryOfTheRealStep) {
+  for (const int ranks : {1, 3}) {
+    run_ranks(ranks, [&](World& world) {
+      Config config = tiny_config(false, true);
+      config.mesh.along(Axis::sequence) = ranks;
+      const StepPlan plan = plan_step(config, world.rank());
+      Trainer trainer(config, world, plan.memory);
+      const SyntheticSource source(config.model.vocab_size, config.data.seq_length, 5, true);
+      const BatchLoader loader(source, 1, 3, Cuts::even(config.data.seq_length, ranks),
+                               world.rank(), Cuts::even(3, 1), 0, 2);
+      trainer.step(0, loader.load(0), loader.global_labels(0));
+      EXPECT_EQ(trainer.peaks().state, plan.memory.state);
+      EXPECT_EQ(trainer.peaks().frames, plan.memory.frames);
+      EXPECT_EQ(trainer.peaks().scratch, plan.memory.scratch);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace weft
