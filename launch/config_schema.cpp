@@ -27,6 +27,14 @@ constexpr int64_t kMany = 1'000'000'000;  // products of three sizes stay inside
 constexpr int64_t kMostRanks = 65'535;    // and of four axes inside uint64
 constexpr int64_t kMostLayers = 100'000;
 
+/// The getter of a section's member.
+template <class Section, class Member>
+auto in(Section Config::*section, Member Section::*member) {
+  return [=](auto& config) -> auto& {
+    return config.*section.*member;
+  };
+}
+
 Field axis(Axis which, std::string doc) {
   return integer(
       concat("mesh.", name(which)),
@@ -104,6 +112,16 @@ Field attention() {
           .write = write};
 }
 
+/// The window, which only a pattern with a W has.
+Field window() {
+  Field field = integer("model.window", in(&Config::model, &ModelConfig::window), 1, kMany,
+                        "keys that a query of a W layer sees, its own included; needed with a W");
+  field.write = [write = std::move(field.write)](const Config& config) {
+    return config.model.window == 0 ? "" : write(config);
+  };
+  return field;
+}
+
 Field betas() {
   const auto read = [](Config& config, const Value& value) {
     if (value.items.size() != 2) return false;
@@ -166,14 +184,6 @@ Field scaling_type() {
 
 // ---- The table
 
-/// The getter of a section's member.
-template <class Section, class Member>
-auto in(Section Config::*section, Member Section::*member) {
-  return [=](auto& config) -> auto& {
-    return config.*section.*member;
-  };
-}
-
 std::vector<Field> model_fields() {
   using M = ModelConfig;
   const auto model = [](auto member) { return in(&Config::model, member); };
@@ -212,7 +222,8 @@ std::vector<Field> model_fields() {
            "the output matrix is the embedding table"),
       flag("model.causal", model(&M::causal), "a token sees those before it, not those after"),
       line("model.layer_pattern", model(&M::layer_pattern), "a pattern of letters",
-           "one letter a layer, repeated: * softmax attention"),
+           "one letter a layer, repeated: * softmax attention, W the same in a sliding window"),
+      window(),
       number("model.embedding_std", model(&M::embedding_std), kNotNegative,
              "initial standard deviation of the embedding table"),
   };

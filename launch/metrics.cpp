@@ -48,7 +48,8 @@ void MetricsWriter::write_json(const StepMetrics& m) {
                                        {"data_wait_s", m.data_wait_s},
                                        {"exposed_comm_s", m.exposed_comm_s},
                                        {"bytes", m.bytes},
-                                       {"peak_bytes", m.peak_bytes}};
+                                       {"peak_bytes", m.peak_bytes},
+                                       {"peak_rss_bytes", m.peak_rss_bytes}};
   file_ << line.dump() << std::endl;  // flushed: a killed run keeps its history
   WEFT_REQUIRE(file_, ExitCode::io, path_, ": cannot be written");
 }

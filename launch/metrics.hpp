@@ -22,6 +22,7 @@ struct StepMetrics {
   double exposed_comm_s = 0;             // waiting for transfers that nothing hid
   std::map<std::string, int64_t> bytes;  // sent by rank 0, by group
   int64_t peak_bytes = 0;                // of rank 0's arenas
+  int64_t peak_rss_bytes = 0;            // of rank 0's process, libraries and all
 
   double tokens_per_s() const { return step_s > 0 ? static_cast<double>(tokens) / step_s : 0; }
 };

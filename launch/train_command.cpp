@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "launch/dry_run.hpp"
 #include "launch/report_error.hpp"
 #include "launch/train_run.hpp"
 #include "parallel/comm/mpi.hpp"
@@ -19,6 +20,7 @@ struct TrainOptions {
   std::vector<std::string> sets;
   std::string output;
   bool strict = false;
+  bool dry_run = false;
 
   std::string folder() const {
     return output.empty() ? "runs/" + std::filesystem::path(config).stem().string() : output;
@@ -131,8 +133,19 @@ int train_mpi(const TrainOptions& options) {
   }
 }
 
+/// Needs no peers: under mpirun rank 0 alone speaks, and the mesh is that of the config.
+int dry_run(const TrainOptions& options) {
+  if (launched_rank() != 0) return static_cast<int>(ExitCode::done);
+  Config config = load(options);
+  if (config.mesh.along(Axis::data) == kAutoSize) config.mesh.along(Axis::data) = 1;
+  resolve_mesh(config, config.mesh.ranks());
+  print_dry_run(config);
+  return static_cast<int>(ExitCode::done);
+}
+
 int train(const TrainOptions& options) {
   cpu::set_blas_threads(1);  // the ranks are the parallelism
+  if (options.dry_run) return dry_run(options);
   if (launched_by_mpi()) return train_mpi(options);
   Config config = load(options);
   const bool alone = config.mesh.ranks() <= 1;
@@ -154,6 +167,8 @@ void add_train_command(CLI::App& app, std::function<int()>& action) {
       ->allow_extra_args(false);
   command->add_option("--output", options->output, "run folder (default: runs/<name of CONFIG>)")
       ->type_name("DIR");
+  command->add_flag("--dry-run", options->dry_run,
+                    "print config, ranks, predicted memory, bytes and FLOPs; train nothing");
   command->add_flag("--strict", options->strict,
                     "end with 3 when bytes sent differ from the prediction");
   command->callback([&action, options] { action = [options] { return train(*options); }; });

@@ -27,7 +27,6 @@ class TrainRun {
  private:
   void describe(const Trainer& trainer) const;
   StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);
-  void check_ledgers(const Trainer& trainer, int64_t step) const;
 
   Config config_;
   int rank_;

@@ -21,11 +21,27 @@ AdamWConfig adamw_config(const OptimizerConfig& config) {
 
 std::unique_ptr<Stream> make_compute_stream(Device device, std::map<std::string, Cost>& kernels) {
   if (device != Device::meta) return make_inline_stream();
-  return make_meta_stream(
-      [&kernels](const char* name, const Cost& cost) { kernels[name] += cost; });
+  return make_meta_stream([&kernels](const KernelCall& call) { kernels[call.name] += call.cost; });
+}
+
+/// One strategy for all softmax layers, or one for each of them.
+std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
+  std::vector<const AttentionStrategy*> strategies;
+  for (const std::string& name : config.sequence.attention) {
+    strategies.push_back(&attention_strategy(name));
+  }
+  return strategies;
 }
 
 }  // namespace
+
+void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
+  const auto text = [](const MemoryPlan& plan) {
+    return concat("state ", plan.state, ", frames ", plan.frames, ", scratch ", plan.scratch);
+  };
+  WEFT_REQUIRE(real == *this, ExitCode::comparison, "step ", step,
+               ": peak bytes planned: ", text(*this), "; in the arenas: ", text(real));
+}
 
 double StepPlan::flops() const {
   double sum = 0;
@@ -33,12 +49,14 @@ double StepPlan::flops() const {
   return sum;
 }
 
-Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory)
+Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
+                 const AttentionStrategy* attention)
     : config_(config),
       compute_(make_compute_stream(world.device(), kernels_)),
       mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
-      model_(config.model, config.sequence.attention, config.train.loss_slice),
+      model_(config.model, attention ? std::vector{attention} : named_strategies(config),
+             config.train.loss_slice),
       state_("state", world.device(), memory.state),
       frames_("frames", world.device(), memory.frames),
       scratch_("scratch", world.device(), memory.scratch),
@@ -137,7 +155,8 @@ StepPlan plan_step(const Config& config, int rank) {
   const auto world = make_recording_world(rank, config.mesh.ranks());
   Trainer trainer(config, *world, {});
   trainer.step(0, batch_shapes(config, coordinate_of(config.mesh, rank)), 1);
-  return {.memory = trainer.peaks(),
+  return {.parameters = trainer.parameters().count(),
+          .memory = trainer.peaks(),
           .at_peak = trainer.at_peak(),
           .kernels = trainer.kernels(),
           .bytes = trainer.predicted().entries()};

@@ -20,10 +20,14 @@ struct MemoryPlan {
   int64_t frames = 0;   // what forward leaves for backward
   int64_t scratch = 0;  // what dies inside a call
   int64_t peak() const { return state + frames + scratch; }
+  bool operator==(const MemoryPlan&) const = default;
+  /// Throws Error(comparison) when `real`, the peaks of a step, is not this plan.
+  void check(int64_t step, const MemoryPlan& real) const;
 };
 
 /// What one step of one rank will take, found by running it on the meta device.
 struct StepPlan {
+  int64_t parameters = 0;  // elements that the rank holds
   MemoryPlan memory;
   std::vector<Arena::Item> at_peak;  // of all three arenas, by name, largest first
   std::map<std::string, Cost> kernels;
@@ -40,8 +44,10 @@ struct StepReport {
 class Trainer {
  public:
   /// Collective over the world. The arenas get the bytes of `memory`; on the meta device (a
-  /// recording world) they measure instead.
-  Trainer(const Config& config, World& world, const MemoryPlan& memory);
+  /// recording world) they measure instead. `attention`, where given, stands in for the strategies
+  /// that the config names.
+  Trainer(const Config& config, World& world, const MemoryPlan& memory,
+          const AttentionStrategy* attention = nullptr);
 
   /// One optimizer step over this rank's micro-batches. `step` counts from 0; `global_labels` is
   /// the number of labelled tokens of the global batch. When the gradient is not finite the
@@ -62,6 +68,8 @@ class Trainer {
   MemoryPlan peaks() const;
   std::vector<Arena::Item> at_peak() const;
 
+  /// Runs the next steps on `stream`, which works on the same device; for measuring.
+  void set_compute(std::unique_ptr<Stream> stream) { compute_ = std::move(stream); }
   /// Sees named tensors of the next steps.
   void set_probe(Probe probe) { probe_ = std::move(probe); }
   /// Called between the gradient sums of the micro-batches and the update; for tests and parity.

@@ -11,8 +11,15 @@ std::unique_ptr<Layer> make_softmax(int layer, const ModelConfig& config,
                                             strategy.make());
 }
 
+std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const AttentionStrategy&) {
+  return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
+                                            make_halo_attention(), config.window);
+}
+
 constexpr MixerKind kMixers[] = {
     {'*', "softmax attention: grouped queries, rotary positions", make_softmax},
+    {'W', "the same in a sliding window of model.window keys, whose halo crosses ranks",
+     make_window},
 };
 
 }  // namespace

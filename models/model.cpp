@@ -8,6 +8,8 @@ namespace {
 /// The slots that begin() pushes, in order; backward pops them in reverse.
 constexpr const char* kInputs[] = {"tokens",  "labels", "positions", "key begin",
                                    "key end", "cos",    "sin"};
+/// And after them, where the pattern has a W: what its queries see ends as "key end" says.
+constexpr const char* kWindow = "window begin";
 
 /// Positions and visible keys of the shard's tokens, from the documents of the whole sequences.
 void fill_positions(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
@@ -24,9 +26,18 @@ void fill_positions(std::span<const SegmentMap> segments, bool causal, const Fra
   }
 }
 
+void fill_windows(int64_t window, const Frame& frame) {
+  const int64_t* key_begin = frame.peek("key begin").as<int64_t>();
+  const int64_t* key_end = frame.peek("key end").as<int64_t>();
+  int64_t* window_begin = frame.peek(kWindow).as<int64_t>();
+  for (int64_t i = 0; i < frame.rows(); ++i) {
+    window_begin[i] = std::max(key_begin[i], key_end[i] - window);
+  }
+}
+
 }  // namespace
 
-Model::Model(const ModelConfig& config, const std::vector<std::string>& attention,
+Model::Model(const ModelConfig& config, const std::vector<const AttentionStrategy*>& attention,
              int64_t loss_slice)
     : config_(config),
       frequencies_(rope_frequencies(config.rope, config.head_dim)),
@@ -34,11 +45,14 @@ Model::Model(const ModelConfig& config, const std::vector<std::string>& attentio
   WEFT_CHECK(!attention.empty());
   size_t softmax_layers = 0;
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const size_t which = attention.size() == 1 ? 0 : softmax_layers;
+    // Layers of other letters do not look at what they are given.
+    const size_t which = std::min(softmax_layers, attention.size() - 1);
     layers_.push_back(
-        std::make_unique<DecoderLayer>(layer, config_, attention_strategy(attention.at(which))));
+        std::make_unique<DecoderLayer>(layer, config_, *attention.at(which)));
     if (config_.mixer_of(layer) == '*') ++softmax_layers;
   }
+  WEFT_CHECK(attention.size() == 1 || attention.size() == softmax_layers, attention.size(),
+             " strategies for ", softmax_layers, " softmax layers");
   head_ = std::make_unique<LossHead>(config_, loss_slice,
                                      config_.tie_word_embeddings ? &embedding_.table : nullptr);
 }
@@ -62,6 +76,8 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
   for (const int i : {2, 3, 4}) frame.push(kInputs[i], DType::i64, {B, T});
   const Tensor cos = frame.push(kInputs[5], ctx.dtype, {B, T, half});
   const Tensor sin = frame.push(kInputs[6], ctx.dtype, {B, T, half});
+  const bool windows = config_.has_mixer('W');
+  if (windows) frame.push(kWindow, DType::i64, {B, T});
   if (ctx.compute.device() != Device::meta) {
     WEFT_CHECK(std::ssize(shard.segments) == B && std::ssize(shard.tokens) == B * T &&
                    std::ssize(shard.labels) == B * T,
@@ -69,6 +85,8 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
     std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
     std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
     fill_positions(shard.segments, config_.causal, frame);
+    if (windows) fill_windows(config_.window, frame);
+    ctx.observe("positions", frame.peek("positions"));
   }
   rope_table(
       {.cos = cos, .sin = sin, .positions = frame.peek("positions"), .frequencies = &frequencies_},
@@ -89,6 +107,7 @@ void Model::backward(Frame& frame, StepContext& ctx) {
     (*layer)->backward(d, frame, ctx);
   }
   embedding_.backward(d, frame, ctx);
+  if (config_.has_mixer('W')) frame.pop(kWindow);
   for (auto slot = std::rbegin(kInputs); slot != std::rend(kInputs); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
 }

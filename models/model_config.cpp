@@ -47,16 +47,28 @@ void validate_rope(const RopeConfig& rope) {
           ", got ", s.high_freq_factor);
 }
 
+void validate_pattern(const ModelConfig& m) {
+  require(!m.layer_pattern.empty(), "layer_pattern", "a pattern of letters, got nothing");
+  const size_t other = m.layer_pattern.find_first_not_of("*W");
+  require(other == std::string::npos, "layer_pattern", "a pattern of the letters * and W, got '",
+          m.layer_pattern, "'");
+  if (!m.has_mixer('W')) {
+    require(m.window == 0, "window", "no such key without a W in model.layer_pattern, got ",
+            m.window);
+    return;
+  }
+  require(m.window >= 1, "window", "an integer >= 1 for the W of model.layer_pattern, got ",
+          m.window == 0 ? "nothing" : std::to_string(m.window));
+  require(m.causal, "causal", "true for the W of model.layer_pattern, got false");
+}
+
 }  // namespace
 
 void ModelConfig::validate() const {
   validate_sizes(*this);
   require_positive("rms_norm_eps", rms_norm_eps);
   validate_rope(rope);
-  require(!layer_pattern.empty(), "layer_pattern", "a pattern of letters, got nothing");
-  const size_t other = layer_pattern.find_first_not_of('*');
-  require(other == std::string::npos, "layer_pattern", "a pattern of the letter *, got '",
-          layer_pattern, "'");
+  validate_pattern(*this);
   require(embedding_std >= 0 && std::isfinite(embedding_std), "embedding_std",
           "a number >= 0, got ", embedding_std);
 }

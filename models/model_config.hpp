@@ -21,11 +21,15 @@ struct ModelConfig {
   RopeConfig rope;  // rope_theta, rope_scaling
   bool tie_word_embeddings = false;
   bool causal = true;
-  std::string layer_pattern = "*";  // repeated over the layers: * is softmax attention
-  double embedding_std = 1.0;       // initial standard deviation of the embedding table
+  /// Repeated over the layers: * is softmax attention, W the same in a sliding window.
+  std::string layer_pattern = "*";
+  int64_t window = 0;  // of W layers: query t sees the keys (t - window, t]; 0: there are none
+  double embedding_std = 1.0;  // initial standard deviation of the embedding table
 
   /// The pattern's letter of one layer.
   char mixer_of(int64_t layer) const { return layer_pattern[layer % layer_pattern.size()]; }
+
+  bool has_mixer(char letter) const { return layer_pattern.find(letter) != std::string::npos; }
 
   /// Throws Error(config) naming the first key whose value cannot be, as "model.<key>: ...".
   void validate() const;

@@ -7,9 +7,10 @@
 namespace weft {
 
 SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
-                                   std::unique_ptr<AttentionParallel> strategy)
+                                   std::unique_ptr<AttentionParallel> strategy, int64_t window)
     : layer_(layer),
       causal_(config.causal),
+      window_(window),
       heads_(config.num_attention_heads),
       kv_heads_(config.num_key_value_heads),
       head_dim_(config.head_dim),
@@ -28,11 +29,12 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
   return {.q = q,
           .k = k,
           .v = v,
-          .key_begin = frame.peek("key begin"),
+          .key_begin = frame.peek(window_ > 0 ? "window begin" : "key begin"),
           .key_end = frame.peek("key end"),
           .cuts = frame.cuts(),
           .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),
           .causal = causal_,
+          .window = window_,
           .layer = layer_,
           .micro_batch = frame.micro_batch()};
 }
@@ -41,6 +43,11 @@ void SoftmaxAttention::rotate(const Tensor& heads, bool inverse, const Frame& fr
                               StepContext& ctx) const {
   rope({.x = heads, .cos = frame.peek("cos"), .sin = frame.peek("sin"), .inverse = inverse},
        ctx.compute);
+}
+
+void SoftmaxAttention::observe(const char* name, const Tensor& value,
+                               const StepContext& ctx) const {
+  if (ctx.probe) ctx.probe(concat("layers.", layer_, ".", name), value);
 }
 
 void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
@@ -57,6 +64,10 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   rotate(q, false, frame, ctx);
   rotate(k, false, frame, ctx);
   strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
+  observe("q", q, ctx);
+  observe("k", k, ctx);
+  observe("v", v, ctx);
+  observe("out", out, ctx);
   o_.forward(y, out.reshape({B * T, heads_ * head_dim_}), ctx);
 }
 
@@ -74,6 +85,10 @@ void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor
   o_.backward(dout.reshape({B * T, heads_ * head_dim_}), dy,
               out.reshape({B * T, heads_ * head_dim_}), ctx);
   strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
+  observe("dout", dout, ctx);
+  observe("dq", d.dq, ctx);
+  observe("dk", d.dk, ctx);
+  observe("dv", d.dv, ctx);
   rotate(d.dq, true, frame, ctx);
   rotate(d.dk, true, frame, ctx);
   q_.backward(dx, d.dq.reshape({B * T, heads_ * head_dim_}), x, ctx);

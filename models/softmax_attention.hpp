@@ -13,9 +13,10 @@ namespace weft {
 /// "key begin" and "key end"; pushes "q", "k", "v" (rotated), "out" and "lse".
 class SoftmaxAttention final : public Layer {
  public:
-  /// `prefix`: "model.layers.<layer>.self_attn."
+  /// `prefix`: "model.layers.<layer>.self_attn.". With a `window` a query sees no key further back,
+  /// and the frame's "window begin" stands in for "key begin"; 0: all keys of its document.
   SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
-                   std::unique_ptr<AttentionParallel> strategy);
+                   std::unique_ptr<AttentionParallel> strategy, int64_t window = 0);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
   void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -26,8 +27,12 @@ class SoftmaxAttention final : public Layer {
   AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame) const;
   void rotate(const Tensor& heads, bool inverse, const Frame& frame, StepContext& ctx) const;
 
+  /// Shows probes "layers.<i>.<name>".
+  void observe(const char* name, const Tensor& value, const StepContext& ctx) const;
+
   int layer_;
   bool causal_;
+  int64_t window_;
   int64_t heads_, kv_heads_, head_dim_;  // H, G, D
   Linear q_, k_, v_, o_;
   std::unique_ptr<AttentionParallel> strategy_;

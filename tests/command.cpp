@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -42,9 +43,13 @@ std::string weft_alone() {
   return "'" WEFT_PROGRAM "'";
 }
 
-std::string weft_on(int ranks) {
+std::string on_ranks(int ranks, const std::string& program) {
   return concat("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -q -n ", ranks,
-                " --oversubscribe --bind-to none ", weft_alone());
+                " --oversubscribe --bind-to none ", program);
+}
+
+std::string weft_on(int ranks) {
+  return on_ranks(ranks, weft_alone());
 }
 
 std::string fresh_folder() {
@@ -63,13 +68,27 @@ std::string fresh_folder() {
   return path;
 }
 
-std::vector<double> metric(const std::string& folder, const std::string& key) {
+namespace {
+
+std::vector<double> collect(const std::string& folder,
+                            const std::function<nlohmann::json(const nlohmann::json&)>& pick) {
   std::ifstream file(folder + "/metrics.jsonl");
   std::vector<double> found;
   for (std::string line; std::getline(file, line);) {
-    found.push_back(nlohmann::json::parse(line).at(key).get<double>());
+    found.push_back(pick(nlohmann::json::parse(line)).get<double>());
   }
   return found;
+}
+
+}  // namespace
+
+std::vector<double> metric(const std::string& folder, const std::string& key) {
+  return collect(folder, [&](const auto& line) { return line.at(key); });
+}
+
+std::vector<double> metric(const std::string& folder, const std::string& key,
+                           const std::string& member) {
+  return collect(folder, [&](const auto& line) { return line.at(key).at(member); });
 }
 
 }  // namespace weft

@@ -18,7 +18,9 @@ struct CommandResult {
 /// Through the shell, from the repository's root.
 CommandResult run_command(const std::string& command);
 
-/// "mpirun -n P ... weft": ready for arguments.
+/// "mpirun -n P ... program".
+std::string on_ranks(int ranks, const std::string& program);
+/// The same of weft, ready for arguments.
 std::string weft_on(int ranks);
 std::string weft_alone();
 
@@ -27,5 +29,8 @@ std::string fresh_folder();
 
 /// The values of `key` in the run folder's metrics.jsonl.
 std::vector<double> metric(const std::string& folder, const std::string& key);
+/// The same of an object's member: metric(folder, "bytes", "sequence").
+std::vector<double> metric(const std::string& folder, const std::string& key,
+                           const std::string& member);
 
 }  // namespace weft

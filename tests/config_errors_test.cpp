@@ -208,7 +208,16 @@ const BadText kBadTogether[] = {
     {"OddHead", "model: {head_dim: 15}\n",
      "run.yaml:1: model.head_dim: expected an even number, got 15"},
     {"UnknownLetter", "model: {layer_pattern: \"*X\"}\n",
-     "run.yaml:1: model.layer_pattern: expected a pattern of the letter *, got '*X'"},
+     "run.yaml:1: model.layer_pattern: expected a pattern of the letters * and W, got '*X'"},
+    {"WindowWithoutW", "model:\n  layer_pattern: \"*\"\n  window: 512\n",
+     "run.yaml:3: model.window: expected no such key without a W in model.layer_pattern, got 512"},
+    {"WWithoutWindow", "model:\n  layer_pattern: \"*W\"\n",
+     "run.yaml: model.window: expected an integer >= 1 for the W of model.layer_pattern, got "
+     "nothing"},
+    {"WBothWays", "model:\n  layer_pattern: W\n  window: 5\n  causal: false\n",
+     "run.yaml:4: model.causal: expected true for the W of model.layer_pattern, got false"},
+    {"EmptyWindow", "model:\n  layer_pattern: W\n  window: 0\n",
+     "run.yaml:3: model.window: expected an integer from 1 to 1000000000, got '0'"},
     {"RopeFactors", "model: {rope_scaling: {low_freq_factor: 4}}\n",
      "run.yaml: model.rope_scaling.high_freq_factor: expected more than low_freq_factor = 4, got "
      "4"},
@@ -252,7 +261,6 @@ TEST_P(LaterTest, IsRefused) {
 const Later kLater[] = {
     {"Linear", "model: {linear: {family: gla}}", "model.linear.family"},
     {"LinearEmpty", "model: {linear: {}}", "model.linear"},
-    {"Window", "model: {window: 512}", "model.window"},
     {"PatternLetter", "model: {layer_pattern: \"LLL*\"}", "model.layer_pattern: LLL*"},
     {"Pipeline", "mesh: {pipeline: 2}", "mesh.pipeline: 2"},
     {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},

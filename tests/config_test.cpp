@@ -206,6 +206,10 @@ TEST(ConfigTest, ResolvedTextRoundTrips) {
   }
   const Config valid = parse(kValid);
   EXPECT_EQ(members(parse(to_yaml(valid))), members(valid));
+  Config windows = valid;  // what a config without causality cannot have
+  windows.model.layer_pattern = "*W";
+  windows.model.window = 512;
+  EXPECT_EQ(members(parse(to_yaml(windows))), members(windows)) << to_yaml(windows);
 }
 
 TEST(ConfigTest, ReferenceListsEveryKey) {

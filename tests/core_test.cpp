@@ -327,14 +327,14 @@ TEST(InlineStream, RunsInPlaceAndThrowsInPlace) {
 TEST(MetaStream, RunsNothingAndTraces) {
   std::vector<std::string> kernels;
   Cost total;
-  const auto stream = make_meta_stream([&](const char* kernel, const Cost& cost) {
-    kernels.emplace_back(kernel);
-    total += cost;
+  const auto stream = make_meta_stream([&](const KernelCall& call) {
+    kernels.emplace_back(call.name);
+    total += call.cost;
   });
   EXPECT_EQ(stream->device(), Device::meta);
   stream->enqueue([] { FAIL(); });
-  stream->trace("one", {2, 3});
-  stream->trace("two", {20, 30});
+  stream->trace({"one", {2, 3}});
+  stream->trace({"two", {20, 30}});
   EXPECT_TRUE(stream->record().ready());
   EXPECT_EQ(kernels, (std::vector<std::string>{"one", "two"}));
   EXPECT_EQ(total.flops, 22);

@@ -4,6 +4,7 @@
 #include "data/synthetic.hpp"
 #include "launch/trainer.hpp"
 #include "parallel/comm/threads.hpp"
+#include "tests/sequence_testing.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
@@ -60,15 +61,12 @@ class Asked {
   BatchLoader loader_;
 };
 
-class ModelGradients : public testing::TestWithParam<std::tuple<bool, bool>> {};
-
-TEST_P(ModelGradients, EqualFiniteDifferences) {
-  const auto [tied, causal] = GetParam();
-  run_ranks(1, [tied = tied, causal = causal](World& world) {
-    Asked model(tiny_config(tied, causal), world);
+void expect_finite_differences(const Config& config, size_t parameter_count) {
+  run_ranks(1, [&](World& world) {
+    Asked model(config, world);
     const auto gradients = model.gradients();
     const auto& parameters = model.store().parameters();
-    ASSERT_EQ(parameters.size(), tied ? 20u : 21u);
+    ASSERT_EQ(parameters.size(), parameter_count);
     for (size_t i = 0; i < parameters.size(); ++i) {
       EXPECT_LE(finite_difference([&] { return model.loss(); }, model.store().value(*parameters[i]),
                                   gradients[i], 25),
@@ -78,8 +76,64 @@ TEST_P(ModelGradients, EqualFiniteDifferences) {
   });
 }
 
+class ModelGradients : public testing::TestWithParam<std::tuple<bool, bool>> {};
+
+TEST_P(ModelGradients, EqualFiniteDifferences) {
+  const auto [tied, causal] = GetParam();
+  expect_finite_differences(tiny_config(tied, causal), tied ? 20 : 21);
+}
+
 INSTANTIATE_TEST_SUITE_P(TiedAndCausal, ModelGradients,
                          testing::Combine(testing::Bool(), testing::Bool()));
+
+TEST(WindowGradients, EqualFiniteDifferences) {
+  Config config = tiny_config(false, true);
+  config.model.layer_pattern = "W*";
+  config.model.window = 3;
+  expect_finite_differences(config, 21);
+}
+
+/// The loss of one step, whose layers are those of `pattern`.
+double loss_of(const std::string& pattern, int64_t window) {
+  double loss = 0;
+  run_ranks(1, [&](World& world) {
+    Config config = tiny_config(false, true);
+    config.model.layer_pattern = pattern;
+    config.model.window = window;
+    Asked model(config, world);
+    loss = model.loss();
+  });
+  return loss;
+}
+
+TEST(Windows, AsWideAsTheSequenceAreNone) {
+  const double full = loss_of("*", 0);
+  EXPECT_EQ(loss_of("W", 13), full);
+  EXPECT_EQ(loss_of("W*", 100), full);
+  EXPECT_NE(loss_of("W", 3), full);
+  EXPECT_NE(loss_of("W", 3), loss_of("W*", 3));
+  EXPECT_NE(loss_of("W", 3), loss_of("W", 4));
+}
+
+TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
+  run_ranks(1, [](World& world) {
+    ModelConfig config = tiny_config(false, true).model;
+    config.layer_pattern = "W";
+    config.window = 3;
+    const Model model(config, {&attention_strategy("auto")}, 5);
+    TestRank rank(world, {});
+    Arena slab("frame", Device::cpu, 1 << 16);
+    const Cuts cuts = Cuts::of_sizes({5, 8});
+    Frame frame(slab, 2, cuts, 1, 0);
+    const std::vector<SegmentMap> segments = {SegmentMap(13, {}, true),
+                                              SegmentMap(13, {4, 9}, true)};
+    const std::vector<int32_t> tokens(16);
+    model.begin({.segments = segments, .tokens = tokens, .labels = tokens}, frame, rank.context);
+    const KeyIntervals expected = key_intervals(segments, 5, 13, {.window = 3});
+    EXPECT_EQ(values(frame.peek("window begin")), values(expected.begin));
+    EXPECT_EQ(values(frame.peek("key end")), values(expected.end));
+  });
+}
 
 TEST(InitialValues, DependOnSeedNameAndIndexAlone) {
   const auto initial = [](int ranks, uint64_t seed) {

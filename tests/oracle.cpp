@@ -6,86 +6,9 @@
 namespace weft {
 namespace {
 
-/// One query head of one sample: rows of D numbers.
-struct Head {
-  std::vector<std::vector<double>> q, k, v, dout;
-  std::vector<int64_t> begin, end;
-};
-
-struct HeadResult {
-  std::vector<std::vector<double>> out, dq, dk, dv;
-  std::vector<double> lse;
-};
-
-using Rows = std::vector<std::vector<double>>;
-
-/// Rows [b, :, head, :] of a [B, T, heads, D] tensor given by its values.
-Rows head_rows(const std::vector<double>& x, const Tensor& shape, int64_t b, int64_t head) {
-  const int64_t tokens = shape.dim(1), heads = shape.dim(2), width = shape.dim(3);
-  Rows rows(tokens);
-  for (int64_t t = 0; t < tokens; ++t) {
-    const auto first = x.begin() + ((b * tokens + t) * heads + head) * width;
-    rows[t].assign(first, first + width);
-  }
-  return rows;
-}
-
-/// Adds rows to [b, :, head, :]: what makes the sum over the query heads that share a kv head.
-void add_head_rows(std::vector<double>& x, const Tensor& shape, int64_t b, int64_t head,
-                   const Rows& rows) {
-  const int64_t tokens = shape.dim(1), heads = shape.dim(2), width = shape.dim(3);
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t d = 0; d < width; ++d) {
-      x[((b * tokens + t) * heads + head) * width + d] += rows[t][d];
-    }
-  }
-}
-
-Rows zero_rows(size_t rows, int64_t width) {
-  return Rows(rows, std::vector<double>(width));
-}
-
-void axpy(std::vector<double>& y, double a, const std::vector<double>& x) {
-  for (size_t d = 0; d < y.size(); ++d) y[d] += a * x[d];
-}
-
-/// P = softmax(scale q k^T + mask), out = P v; dP = dout v^T, dS = P (dP - rowsum(P dP)).
-HeadResult attend(const Head& in, double scale, int64_t width) {
-  HeadResult r{zero_rows(in.q.size(), width), zero_rows(in.q.size(), width),
-               zero_rows(in.k.size(), width), zero_rows(in.k.size(), width),
-               std::vector<double>(in.q.size(), -kInfinity)};
-  for (size_t i = 0; i < in.q.size(); ++i) {
-    const int64_t begin = std::max<int64_t>(in.begin[i], 0);
-    const int64_t end = std::min<int64_t>(in.end[i], std::ssize(in.k));
-    if (begin >= end) continue;
-    std::vector<double> p(end - begin), dp(end - begin);
-    for (int64_t j = begin; j < end; ++j) p[j - begin] = scale * dot(in.q[i], in.k[j]);
-    const double top = *std::max_element(p.begin(), p.end());
-    double sum = 0;
-    for (const double score : p) sum += std::exp(score - top);
-    r.lse[i] = top + std::log(sum);
-    double row = 0;
-    for (int64_t j = begin; j < end; ++j) {
-      double& weight = p[j - begin];
-      weight = std::exp(weight - top) / sum;
-      axpy(r.out[i], weight, in.v[j]);
-      axpy(r.dv[j], weight, in.dout[i]);
-      dp[j - begin] = dot(in.dout[i], in.v[j]);
-      row += weight * dp[j - begin];
-    }
-    for (int64_t j = begin; j < end; ++j) {
-      const double ds = p[j - begin] * (dp[j - begin] - row);
-      axpy(r.dq[i], scale * ds, in.k[j]);
-      axpy(r.dk[j], scale * ds, in.q[i]);
-    }
-  }
-  return r;
-}
-
-/// Row b of a [B, Tq] tensor of indices.
-std::vector<int64_t> index_row(const Tensor& t, int64_t b) {
-  const std::vector<double> row = values(t.slice(0, b, b + 1));
-  return {row.begin(), row.end()};
+std::vector<int64_t> indices(const Tensor& t) {
+  const std::vector<double> all = values(t);
+  return {all.begin(), all.end()};
 }
 
 }  // namespace
@@ -115,28 +38,19 @@ AttentionResult oracle_attention(const AttentionProblem& p) {
 AttentionResult oracle_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                  const Tensor& key_begin, const Tensor& key_end, double scale,
                                  const Tensor& dout) {
-  const int64_t batch = q.dim(0), tokens = q.dim(1), heads = q.dim(2), width = q.dim(3);
-  const int64_t group = heads / k.dim(2);
-  const auto vq = values(q), vk = values(k), vv = values(v);
-  const auto vd = dout ? values(dout) : std::vector<double>(q.numel());
-  AttentionResult r;
-  for (auto* x : {&r.out, &r.dq}) x->resize(q.numel());
-  for (auto* x : {&r.dk, &r.dv}) x->resize(k.numel());
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t h = 0; h < heads; ++h) {
-      const Head head{head_rows(vq, q, b, h),         head_rows(vk, k, b, h / group),
-                      head_rows(vv, v, b, h / group), head_rows(vd, q, b, h),
-                      index_row(key_begin, b),        index_row(key_end, b)};
-      const HeadResult one = attend(head, scale, width);
-      add_head_rows(r.out, q, b, h, one.out);
-      add_head_rows(r.dq, q, b, h, one.dq);
-      add_head_rows(r.dk, k, b, h / group, one.dk);
-      add_head_rows(r.dv, k, b, h / group, one.dv);
-      r.lse.insert(r.lse.end(), one.lse.begin(), one.lse.end());
-    }
-  }
-  WEFT_CHECK(std::ssize(r.lse) == batch * heads * tokens);
-  return r;
+  return naive::attention({.batch = q.dim(0),
+                           .queries = q.dim(1),
+                           .keys = k.dim(1),
+                           .heads = q.dim(2),
+                           .kv_heads = k.dim(2),
+                           .width = q.dim(3),
+                           .scale = scale,
+                           .q = values(q),
+                           .k = values(k),
+                           .v = values(v),
+                           .dout = dout ? values(dout) : std::vector<double>(q.numel()),
+                           .key_begin = indices(key_begin),
+                           .key_end = indices(key_end)});
 }
 
 QueryPiece query_piece(const AttentionProblem& p, Range r) {

@@ -6,6 +6,7 @@
 
 #include "src/kernels/attention.hpp"
 #include "src/kernels/matmul.hpp"
+#include "src/kernels/naive/attention.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/tensor/tensor.hpp"
 #include "tests/testing.hpp"
@@ -37,13 +38,7 @@ struct AttentionProblem {
 AttentionProblem attention_problem(DType dtype, const AttentionShape& shape, int64_t tokens,
                                    KeyIntervals keys);
 
-/// Results in row-major order of the shapes that the kernels use.
-struct AttentionResult {
-  std::vector<double> out;     // [B, Tq, H, D]
-  std::vector<double> lse;     // [B, H, Tq]
-  std::vector<double> dq;      // [B, Tq, H, D]
-  std::vector<double> dk, dv;  // [B, Tk, G, D]
-};
+using naive::AttentionResult;
 
 /// Softmax attention of q [B, Tq, H, D] over the keys [0, Tk) of k, v [B, Tk, G, D], where query i
 /// sees [key_begin, key_end) of [B, Tq]. A query that sees nothing has out 0 and lse -inf. Without

@@ -16,7 +16,7 @@ void place(std::vector<double>& whole, const Tensor& piece, int64_t tokens, int6
 }
 
 StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
-                         const Cuts& cuts, bool causal) {
+                         const Cuts& cuts, bool causal, int64_t window) {
   const auto [B, H, G, D] = p.shape;
   const int64_t N = cuts.total();
   const DType dtype = p.q.view().dtype, wide = accumulator_of(dtype);
@@ -46,6 +46,7 @@ StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const Att
                                .cuts = cuts,
                                .scale = p.scale,
                                .causal = causal,
+                               .window = window,
                                .layer = 0,
                                .micro_batch = 0};
     const auto strategy = make();

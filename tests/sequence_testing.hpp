@@ -62,7 +62,8 @@ struct StrategyRun {
 };
 
 /// Forward and backward of `make()` over `cuts`, one thread a rank; outputs are poisoned first.
+/// `causal` and `window` say what the problem's intervals are.
 StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
-                         const Cuts& cuts, bool causal = true);
+                         const Cuts& cuts, bool causal = true, int64_t window = 0);
 
 }  // namespace weft

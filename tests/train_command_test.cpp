@@ -5,6 +5,9 @@
 #include <filesystem>
 #include <fstream>
 
+#include <nlohmann/json.hpp>
+
+#include "launch/byte_check.hpp"
 #include "tests/command.hpp"
 #include "tests/testing.hpp"
 
@@ -30,16 +33,18 @@ TEST(Train, FourMpiRanksFollowTheCurveOfOne) {
   for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-10) << i;
 }
 
-TEST(Train, AnyDataTimesSequenceMeshFollowsTheCurveOfOne) {
+/// Losses and gradient norms of every mesh of data x sequence ranks are those of one rank.
+void expect_the_curve_of_one(const std::vector<std::pair<int, int>>& meshes,
+                             const std::string& arguments = "") {
   const std::string one = fresh_folder();
-  ASSERT_EQ(run_command(train(weft_alone(), one)).code, 0);
+  ASSERT_EQ(run_command(train(weft_alone(), one, arguments)).code, 0);
   const auto expected = metric(one, "loss"), norms = metric(one, "grad_norm");
-  for (const auto& [data, sequence] : {std::pair{1, 8}, {2, 3}, {3, 1}, {3, 2}, {5, 1}, {2, 4}}) {
+  for (const auto& [data, sequence] : meshes) {
     const std::string folder = fresh_folder();
-    const CommandResult run =
-        run_command(train(weft_alone(), folder,
-                          concat("--strict --set train.comm=threads --set mesh.data=", data,
-                                 " --set mesh.sequence=", sequence)));
+    const CommandResult run = run_command(
+        train(weft_alone(), folder,
+              concat(arguments, " --strict --set train.comm=threads --set mesh.data=", data,
+                     " --set mesh.sequence=", sequence)));
     ASSERT_EQ(run.code, 0) << run.out;
     const auto got = metric(folder, "loss"), got_norms = metric(folder, "grad_norm");
     for (size_t i = 0; i < expected.size(); ++i) {
@@ -47,6 +52,29 @@ TEST(Train, AnyDataTimesSequenceMeshFollowsTheCurveOfOne) {
       EXPECT_NEAR(got_norms[i] / norms[i], 1, 1e-12) << data << " x " << sequence;
     }
   }
+}
+
+TEST(Train, AnyDataTimesSequenceMeshFollowsTheCurveOfOne) {
+  expect_the_curve_of_one({{1, 8}, {2, 3}, {3, 1}, {3, 2}, {5, 1}, {2, 4}});
+}
+
+TEST(Train, WindowsFollowTheCurveOfOneOnAnyMesh) {
+  const std::string windows = "--set 'model.layer_pattern=W*' --set model.window=";
+  expect_the_curve_of_one({{1, 8}, {2, 3}, {5, 1}, {3, 2}}, windows + "7");
+  expect_the_curve_of_one({{1, 8}, {2, 4}}, windows + "40");                 // many shards
+  expect_the_curve_of_one({{1, 8}}, windows + "4 --set data.seq_length=5");  // empty ones
+}
+
+TEST(Train, WindowsTravelOverMpi) {
+  const std::string one = fresh_folder(), four = fresh_folder();
+  const std::string windows = "--set model.layer_pattern=W --set model.window=40 ";
+  ASSERT_EQ(run_command(train(weft_alone(), one, windows)).code, 0);
+  const CommandResult run =
+      run_command(train(weft_on(4), four, windows + "--strict --set mesh.sequence=4"));
+  ASSERT_EQ(run.code, 0) << run.out;
+  const auto expected = metric(one, "loss"), got = metric(four, "loss");
+  ASSERT_EQ(got.size(), expected.size());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-12) << i;
 }
 
 TEST(Train, ARankThatThrowsEndsTheJob) {
@@ -102,6 +130,30 @@ TEST(Train, MistakesLeaveWithTheirCode) {
   }
 }
 
+TEST(Train, MistakesOfAllRanksAreOneLineToo) {
+  const std::string folder = fresh_folder(), truncated = folder + "/truncated.h5";
+  ASSERT_EQ(
+      run_command(weft_alone() + " data prepare --input docs --output " + folder + "/whole.h5")
+          .code,
+      0);
+  fs::copy_file(folder + "/whole.h5", truncated);
+  fs::resize_file(truncated, fs::file_size(truncated) / 2);
+  const std::string bytes = "--set model.vocab_size=256 --set data.path=";
+  const std::vector<std::tuple<std::string, std::string, int>> mistakes = {
+      {fresh_folder(), bytes + "/nowhere/tokens.h5", 65},
+      {fresh_folder(), bytes + truncated, 65},
+      {fresh_folder(), "--set data.path=" + folder + "/whole.h5", 65},  // a vocabulary of 64
+      {"/proc/no-folder", "", 74},
+      {fresh_folder(), "--set mesh.data=2", 64},
+      {fresh_folder(), "--bogus", 2}};
+  for (const auto& [output, arguments, code] : mistakes) {
+    const CommandResult run =
+        run_command(train(weft_on(3), output, "--set mesh.sequence=3 " + arguments));
+    EXPECT_EQ(run.code, code) << arguments << "\n" << run.out;
+    EXPECT_EQ(run.lines().size(), 1u) << run.out;
+  }
+}
+
 TEST(Train, AnUnwritableFolderIsAnIoError) {
   const CommandResult run = run_command(train(weft_alone(), "/proc/no-folder"));
   EXPECT_EQ(run.code, 74) << run.out;
@@ -115,6 +167,106 @@ TEST(Train, ASecondRunKeepsTheFirst) {
   ASSERT_EQ(run_command(train(weft_alone(), folder, "--set train.seed=2")).code, 0);
   EXPECT_NE(metric(folder, "loss"), first);
   EXPECT_EQ(metric(folder + "/earlier-1", "loss"), first);
+}
+
+TEST(Train, BytesAreThoseOfTheShapesWhateverTheDocuments) {
+  const std::string with = fresh_folder(), without = fresh_folder();
+  const auto run = [&](const std::string& folder, const char* documents) {
+    return run_command(
+        train(weft_on(3), folder,
+              concat("--strict --set mesh.sequence=3 --set data.documents=", documents)));
+  };
+  ASSERT_EQ(run(with, "true").code, 0);
+  ASSERT_EQ(run(without, "false").code, 0);
+  for (const char* group : {"sequence", "replicas"}) {
+    EXPECT_EQ(metric(with, "bytes", group), metric(without, "bytes", group)) << group;
+    EXPECT_GT(metric(with, "bytes", group).at(0), 0) << group;
+  }
+}
+
+TEST(Train, ResidentMemoryIsThePredictedPeakAndTheLibraries) {
+  const std::string folder = fresh_folder();
+  const CommandResult run = run_command(train(
+      weft_on(2), folder,
+      "--set mesh.sequence=2 --set train.precision=f32 --set data.seq_length=3000 --set "
+      "train.micro_batch_size=4 --set model.intermediate_size=512 --set model.hidden_size=128 "
+      "--set train.steps=1 --set train.loss_slice=1024"));
+  ASSERT_EQ(run.code, 0) << run.out;
+  const double predicted = metric(folder, "peak_bytes")[0], mib = 1 << 20;
+  const double resident = metric(folder, "peak_rss_bytes")[0];
+  std::printf("predicted %.1f MiB, resident %.1f MiB\n", predicted / mib, resident / mib);
+  EXPECT_GT(predicted, 200 * mib);  // large enough to mean something
+  EXPECT_GE(resident, 0.9 * predicted);
+  EXPECT_LE(resident, 1.25 * predicted + 100 * mib);
+}
+
+TEST(ByteCheck, NamesTheFirstDifference) {
+  const Tag tag{3, Tag::Purpose::attention, Tag::Pass::forward, 0};
+  const SentBytes a{{{"sequence", tag}, 100}}, b{{{"sequence", tag}, 101}};
+  EXPECT_NO_THROW(check_sent_bytes(0, a, a, a));
+  EXPECT_NO_THROW(check_sent_bytes(0, {{{"data", tag}, 0}}, {}, {}));
+  for (const auto& [planned, booked, counted] :
+       {std::tuple{a, a, b}, {a, b, b}, {b, a, a}, {a, a, SentBytes{}}}) {
+    try {
+      check_sent_bytes(7, planned, booked, counted);
+      FAIL() << "not found";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::comparison);
+      EXPECT_NE(std::string(error.what()).find("attention forward of layer 3"), std::string::npos);
+    }
+  }
+}
+
+TEST(Collectives, AMismatchOverMpiLeavesWith86) {
+  const CommandResult run = run_command(on_ranks(3, WEFT_COLLECTIVES_MPI " mismatch"));
+  EXPECT_EQ(run.code, 86) << run.out;
+  EXPECT_NE(run.out.find("all_gather of f64"), std::string::npos) << run.out;
+  EXPECT_NE(run.out.find("all_reduce of f64"), std::string::npos) << run.out;
+}
+
+// ---- Parity and dry run
+
+TEST(Parity, HoldsAsACommandOverThreadsAndMpi) {
+  const std::string folder = fresh_folder(), json = folder + "/parity.json";
+  for (const std::string& command :
+       {weft_alone() + " parity configs/parity.yaml --mesh data=2,sequence=3 --json " + json,
+        weft_on(4) + " parity configs/parity.yaml --mesh sequence=4 --steps 2 --json " + json,
+        weft_alone() + " parity configs/parity.yaml --mesh data=3 --dtype f32 --json " + json}) {
+    const CommandResult run = run_command(command);
+    EXPECT_EQ(run.code, 0) << run.out;
+    const nlohmann::json result = nlohmann::json::parse(std::ifstream(json));
+    EXPECT_TRUE(result["ok"].get<bool>());
+    for (const char* kind : {"loss", "grad", "param"}) {
+      EXPECT_LE(result["max_rel"][kind].get<double>(), 1e-4) << kind;
+    }
+    EXPECT_TRUE(result["worst"].is_string());
+    EXPECT_EQ(result["first"], "");
+  }
+}
+
+TEST(Parity, RefusesWhatIsNoMesh) {
+  for (const char* mesh :
+       {"sequence=0", "sequence", "rows=2", "sequence=2,sequence=2", "tensor=2"}) {
+    const CommandResult run =
+        run_command(weft_alone() + " parity configs/parity.yaml --mesh " + mesh);
+    EXPECT_EQ(run.code, 64) << mesh;
+    EXPECT_EQ(run.lines().size(), 1u) << run.out;
+  }
+}
+
+TEST(DryRun, PredictsWhatTheRunThenDoes) {
+  const std::string folder = fresh_folder();
+  const std::string mesh = " --set mesh.sequence=3 --set mesh.data=2 --set train.comm=threads";
+  const CommandResult dry =
+      run_command(weft_alone() + " train configs/parity.yaml --dry-run" + mesh);
+  EXPECT_EQ(dry.code, 0) << dry.out;
+  EXPECT_NE(dry.out.find("ranks (data=2,pipeline=1,sequence=3,tensor=1"), std::string::npos);
+  ASSERT_EQ(run_command(train(weft_alone(), folder, mesh + " --strict")).code, 0);
+  const std::string peak = concat(static_cast<int64_t>(metric(folder, "peak_bytes")[0]));
+  // The table is in KiB with one digit.
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f", std::stod(peak) / 1024);
+  EXPECT_NE(dry.out.find(text), std::string::npos) << text << "\n" << dry.out;
 }
 
 TEST(Train, ADivergedRunLeavesWith70) {

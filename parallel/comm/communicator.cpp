@@ -107,8 +107,8 @@ Event Communicator::exchange(std::vector<Message> messages, const Tag& tag, Stre
       message.buffer = late->divert(message.buffer);
     }
   }
-  const DType dtype = messages.empty() ? DType::u8 : messages.front().buffer.dtype;
-  return submit({Operation::exchange, dtype, tag, 0, bytes}, after, late,
+  // The ranks' messages differ, and a rank may have none: there is no type to compare.
+  return submit({Operation::exchange, DType::u8, tag, 0, bytes}, after, late,
                 [messages = std::move(messages)](Backend& b) { b.exchange(messages); });
 }
 

@@ -28,5 +28,7 @@ class MpiSession {
 
 /// Whether a launcher (mpirun, srun) started this process as one of several ranks.
 bool launched_by_mpi();
+/// The rank that the launcher gave this process, known before MPI starts; 0 without one.
+int launched_rank();
 
 }  // namespace weft

@@ -16,6 +16,7 @@ struct AttentionShard {
   const Cuts& cuts;           // of the sequence
   double scale;               // of the scores
   bool causal;                // whether key_end <= the query's own index + 1 everywhere
+  int64_t window = 0;         // query t sees at most the keys (t - window, t]; 0: no such bound
   int layer;
   int micro_batch;
 };

@@ -21,6 +21,9 @@ std::span<const AttentionStrategy> attention_strategies();
 /// The strategy of that name; "auto" is the one that sends fewest bytes. Throws Error(config).
 const AttentionStrategy& attention_strategy(std::string_view name);
 
+/// What layers of sliding windows always take, whatever sequence.attention says.
+std::unique_ptr<AttentionParallel> make_halo_attention();
+
 // Makers, one a file.
 std::unique_ptr<AttentionParallel> make_ring_attention();
 

@@ -57,6 +57,13 @@ namespace detail {
 [[noreturn]] void throw_internal(const char* file, int line, const std::string& message);
 }  // namespace detail
 
+/// What WEFT_CALL prints of a status that is not 0; libraries that have names for theirs
+/// specialise it.
+template <class Status>
+std::string status_text(const Status& status) {
+  return concat(status);
+}
+
 }  // namespace weft
 
 #define WEFT_CHECK(condition, ...)                                                   \
@@ -73,9 +80,10 @@ namespace detail {
       throw ::weft::Error(exit_code, ::weft::concat(__VA_ARGS__)); \
   } while (0)
 
-#define WEFT_CALL(call)                                                                 \
-  do {                                                                                  \
-    if (const auto weft_status = (call); weft_status != 0) [[unlikely]]                 \
-      ::weft::detail::throw_internal(__FILE__, __LINE__,                                \
-                                     ::weft::concat(#call, " returned ", weft_status)); \
+#define WEFT_CALL(call)                                                                     \
+  do {                                                                                      \
+    if (const auto weft_status = (call); weft_status != 0) [[unlikely]]                     \
+      ::weft::detail::throw_internal(                                                       \
+          __FILE__, __LINE__,                                                               \
+          ::weft::concat(#call, " returned ", ::weft::status_text(weft_status)));           \
   } while (0)

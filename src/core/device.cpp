@@ -27,47 +27,64 @@ const char* name(Device device) {
   return "?";
 }
 
-struct Event::State {
+namespace {
+
+/// An event that a thread completes.
+struct HostState final : Event::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
   std::exception_ptr error;
   std::function<void()> deliver;
+
+  void wait() override {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return done; });
+    if (error) std::rethrow_exception(error);
+    if (const auto deliver_now = std::exchange(deliver, nullptr)) deliver_now();
+  }
+
+  bool ready() override {
+    const std::lock_guard lock(mutex);
+    return done;
+  }
+
+  static HostState& of(const std::shared_ptr<Event::State>& state) {
+    auto* host = dynamic_cast<HostState*>(state.get());
+    WEFT_CHECK(host != nullptr, "not an event of Event::pending()");
+    return *host;
+  }
 };
 
+}  // namespace
+
 Event Event::pending() {
-  return Event(std::make_shared<State>());
+  return Event(std::make_shared<HostState>());
 }
 
 void Event::complete(std::exception_ptr error) const {
+  HostState& state = HostState::of(state_);
   {
-    const std::lock_guard lock(state_->mutex);
-    state_->done = true;
-    state_->error = std::move(error);
+    const std::lock_guard lock(state.mutex);
+    state.done = true;
+    state.error = std::move(error);
   }
-  state_->changed.notify_all();
+  state.changed.notify_all();
 }
 
 void Event::on_first_wait(std::function<void()> deliver) const {
-  const std::lock_guard lock(state_->mutex);
-  state_->deliver = std::move(deliver);
+  HostState& state = HostState::of(state_);
+  const std::lock_guard lock(state.mutex);
+  state.deliver = std::move(deliver);
 }
 
 void Event::wait() const {
-  if (!state_) return;
-  std::unique_lock lock(state_->mutex);
-  state_->changed.wait(lock, [&] { return state_->done; });
-  if (state_->error) std::rethrow_exception(state_->error);
-  if (const auto deliver = std::exchange(state_->deliver, nullptr)) deliver();
+  if (state_) state_->wait();
 }
 
 bool Event::ready() const {
-  if (!state_) return true;
-  const std::lock_guard lock(state_->mutex);
-  return state_->done;
+  return !state_ || state_->ready();
 }
-
-void Stream::trace(const char*, const Cost&) {}
 
 namespace {
 
@@ -165,18 +182,16 @@ class WorkerStream final : public Stream {
 
 class MetaStream final : public Stream {
  public:
-  explicit MetaStream(std::function<void(const char*, const Cost&)> trace)
-      : trace_(std::move(trace)) {}
+  explicit MetaStream(std::function<void(const KernelCall&)> trace) : trace_(std::move(trace)) {}
   Device device() const override { return Device::meta; }
   void enqueue(std::function<void()>) override {}
   Event record() override { return {}; }
   void wait(const Event&) override {}
-  void trace(const char* kernel, const Cost& cost) override {
-    if (trace_) trace_(kernel, cost);
-  }
+  bool traces() const override { return static_cast<bool>(trace_); }
+  void trace(const KernelCall& call) override { trace_(call); }
 
  private:
-  std::function<void(const char*, const Cost&)> trace_;
+  std::function<void(const KernelCall&)> trace_;
 };
 
 }  // namespace
@@ -189,7 +204,7 @@ std::unique_ptr<Stream> make_worker_stream(const std::string& label) {
   return std::make_unique<WorkerStream>(label);
 }
 
-std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace) {
+std::unique_ptr<Stream> make_meta_stream(std::function<void(const KernelCall&)> trace) {
   return std::make_unique<MetaStream>(std::move(trace));
 }
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "src/core/cost.hpp"
+#include "src/core/kernel_call.hpp"
 
 namespace weft {
 
@@ -22,12 +22,18 @@ class Event {
   void wait() const;
   bool ready() const;
 
-  struct State;
+  /// What stands behind an event: each kind of stream brings its own.
+  struct State {
+    virtual ~State() = default;
+    virtual void wait() = 0;
+    virtual bool ready() = 0;
+  };
   explicit Event(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  const std::shared_ptr<State>& state() const { return state_; }
 
   /// A new event that nothing has completed.
   static Event pending();
-  /// Completes a pending event; a failed one hands `error` to every waiter.
+  /// Completes an event made by pending(); a failed one hands `error` to every waiter.
   void complete(std::exception_ptr error = nullptr) const;
   /// Called once by the first waiter, after completion and before its wait returns. Late delivery,
   /// which proves that nobody reads before waiting, is made of this.
@@ -52,8 +58,10 @@ class Stream {
   /// Host seconds spent so far waiting for events that were not complete: transfers that nothing
   /// hid.
   virtual double waited_s() const { return 0; }
-  /// Books one kernel call. The meta stream adds it up; the others need not know.
-  virtual void trace(const char* kernel, const Cost& cost);
+  /// Whether trace() wants to see kernel calls: only then is one described.
+  virtual bool traces() const { return false; }
+  /// Told of every kernel call, before the work that it enqueues.
+  virtual void trace(const KernelCall&) {}
 };
 
 /// The compute stream of a CPU rank: work runs in place, in the caller.
@@ -63,7 +71,7 @@ std::unique_ptr<Stream> make_inline_stream();
 /// rest is not run and every later event completes with that error.
 std::unique_ptr<Stream> make_worker_stream(const std::string& label);
 
-/// A stream of the meta device: runs nothing, counts FLOPs and bytes per kernel.
-std::unique_ptr<Stream> make_meta_stream(std::function<void(const char*, const Cost&)> trace);
+/// A stream of the meta device: runs nothing, shows every kernel call to `trace`.
+std::unique_ptr<Stream> make_meta_stream(std::function<void(const KernelCall&)> trace);
 
 }  // namespace weft

@@ -39,6 +39,29 @@ double dots(const AttentionBlock& block) {  // multiply-adds of one product over
   return 2.0 * block.q.dim(0) * block.q.dim(2) * block.q.dim(3) * block.pairs;
 }
 
+/// One of the products of a block of tiles [queries, keys]; `flops` as in Product.
+enum class TileProduct { scores, rows, columns };  // [q, keys], [q, D], [keys, D]
+Product product(TileProduct which, const AttentionBlock& block) {
+  const int64_t queries = std::min(block.q.dim(1), kAttentionQueryTile);
+  const int64_t keys = std::min(block.k.dim(1), kAttentionKeyTile);
+  const int64_t head_dim = block.q.dim(3);
+  const double flops = dots(block);
+  switch (which) {
+    case TileProduct::scores:
+      return {.m = queries, .n = keys, .k = head_dim, .transpose_b = true, .flops = flops};
+    case TileProduct::rows:
+      return {.m = queries, .n = head_dim, .k = keys, .accumulate = true, .flops = flops};
+    case TileProduct::columns:
+      return {.m = keys,
+              .n = head_dim,
+              .k = queries,
+              .transpose_a = true,
+              .accumulate = true,
+              .flops = flops};
+  }
+  return {};
+}
+
 }  // namespace
 
 double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end) {
@@ -54,9 +77,20 @@ double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_e
   return pairs;
 }
 
+double window_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end,
+                    int64_t window) {
+  // All keys up to i, less those up to i - window.
+  return causal_pairs(q_begin, q_end, k_begin, k_end) -
+         causal_pairs(q_begin - window, q_end - window, k_begin, k_end);
+}
+
 Cost cost(const AttentionForwardArgs& a) {
   return {2 * dots(a.block),
           static_cast<double>(input_bytes(a.block) + 2 * a.out.nbytes() + 2 * a.lse.nbytes())};
+}
+
+std::vector<Product> products(const AttentionForwardArgs& args) {
+  return {product(TileProduct::scores, args.block), product(TileProduct::rows, args.block)};
 }
 
 void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
@@ -84,6 +118,13 @@ Cost cost(const AttentionBackwardArgs& a) {
       5 * dots(a.block),
       static_cast<double>(input_bytes(a.block) + a.dout.nbytes() + a.lse.nbytes() +
                           a.delta.nbytes() + 2 * (a.dq.nbytes() + a.dk.nbytes() + a.dv.nbytes()))};
+}
+
+std::vector<Product> products(const AttentionBackwardArgs& args) {
+  const Product scores = product(TileProduct::scores, args.block);
+  const Product columns = product(TileProduct::columns, args.block);
+  // q k^T, dout v^T; dq; dk, dv.
+  return {scores, scores, product(TileProduct::rows, args.block), columns, columns};
 }
 
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {

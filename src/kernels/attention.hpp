@@ -10,7 +10,8 @@
 namespace weft {
 
 /// Which keys a query sees is an interval of global key indices, one per query: causal masks,
-/// documents and windows are all intervals.
+/// documents and windows are all intervals. Of q, k, v and their gradients only the innermost
+/// stride must be 1: a block may be a view of something larger.
 struct AttentionBlock {
   Tensor q;                   // [B, Tq, H, D]
   Tensor k, v;                // [B, Tk, G, D]; G divides H, query head h reads kv head h / (H / G)
@@ -30,6 +31,7 @@ struct AttentionForwardArgs {
   AttentionBlock block;
 };
 Cost cost(const AttentionForwardArgs& args);
+std::vector<Product> products(const AttentionForwardArgs& args);
 void attention_forward(const AttentionForwardArgs& args, Stream& stream);
 
 /// delta = rowsum(dout * out), once per query before its backward blocks.
@@ -50,18 +52,33 @@ struct AttentionBackwardArgs {
   AttentionBlock block;
 };
 Cost cost(const AttentionBackwardArgs& args);
+std::vector<Product> products(const AttentionBackwardArgs& args);
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream);
+
+/// The CPU twin walks a block in tiles of this many queries and keys, the last of a row shorter.
+/// The products that a call reports are as many whole tiles as hold its `pairs`, a fraction for
+/// the rest: what a mask hides is not counted, wherever it lies.
+inline constexpr int64_t kAttentionQueryTile = 256;
+inline constexpr int64_t kAttentionKeyTile = 256;
 
 /// Scratch of one forward or backward call, whatever the block's lengths.
 int64_t attention_scratch_bytes(DType dtype, int64_t head_dim);
 
 /// Pairs that a causal mask leaves between queries [q_begin, q_end) and keys [k_begin, k_end).
 double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end);
+/// The same when query i sees only the keys (i - window, i].
+double window_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end, int64_t window);
 
 namespace cpu {
 void attention_forward(const AttentionForwardArgs& args);
 void attention_delta(const AttentionDeltaArgs& args);
 void attention_backward(const AttentionBackwardArgs& args);
 }  // namespace cpu
+
+namespace cuda {
+void attention_forward(const AttentionForwardArgs& args, Stream& stream);
+void attention_delta(const AttentionDeltaArgs& args, Stream& stream);
+void attention_backward(const AttentionBackwardArgs& args, Stream& stream);
+}  // namespace cuda
 
 }  // namespace weft

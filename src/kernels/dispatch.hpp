@@ -4,15 +4,14 @@
 #include "src/core/device.hpp"
 #include "src/tensor/tensor.hpp"
 
-/// Runs weft::cpu::`kernel`(args) in the order of `stream`. On the meta device nothing runs; every
-/// stream is told the call's cost.
+/// Runs weft::cpu::`kernel`(args) in the order of `stream`, or enqueues weft::cuda::`kernel` on a
+/// CUDA stream. On the meta device nothing runs. A stream that traces is told of the call.
 #define WEFT_DISPATCH(kernel, args, stream)                                             \
   do {                                                                                  \
-    (stream).trace(#kernel, cost(args));                                                \
+    if ((stream).traces()) (stream).trace({#kernel, cost(args), products(args)});       \
     if ((stream).device() == ::weft::Device::cpu) {                                     \
       (stream).enqueue([args] { ::weft::cpu::kernel(args); });                          \
-    } else {                                                                            \
-      WEFT_CHECK((stream).device() == ::weft::Device::meta, #kernel " has no twin on ", \
-                 name((stream).device()));                                              \
+    } else if ((stream).device() == ::weft::Device::cuda) {                             \
+      ::weft::cuda::kernel(args, stream);                                               \
     }                                                                                   \
   } while (0)

@@ -24,4 +24,8 @@ namespace cpu {
 void cross_entropy(const CrossEntropyArgs& args);
 }  // namespace cpu
 
+namespace cuda {
+void cross_entropy(const CrossEntropyArgs& args, Stream& stream);
+}  // namespace cuda
+
 }  // namespace weft

@@ -7,7 +7,8 @@
 
 namespace weft {
 
-/// c = alpha op(a) op(b), or c += with `accumulate`. All of one dtype, 2-D, rows of any stride.
+/// c = alpha op(a) op(b), or c += with `accumulate`. All of one dtype, 2-D, rows of any stride; c
+/// may be of the accumulator type: gradients of bf16 weights add up in f32.
 struct MatmulArgs {
   Tensor c;  // [m, n]
   Tensor a;  // [m, k], or [k, m] when transposed
@@ -18,6 +19,7 @@ struct MatmulArgs {
   double alpha = 1.0;
 };
 Cost cost(const MatmulArgs& args);
+std::vector<Product> products(const MatmulArgs& args);
 void matmul(const MatmulArgs& args, Stream& stream);
 
 namespace cpu {
@@ -44,5 +46,9 @@ struct Gemm {
 void gemm(const Gemm<float>& g);
 void gemm(const Gemm<double>& g);
 }  // namespace cpu
+
+namespace cuda {
+void matmul(const MatmulArgs& args, Stream& stream);
+}  // namespace cuda
 
 }  // namespace weft

@@ -39,4 +39,9 @@ void squared_sum(const SquaredSumArgs& args);
 void adamw(const AdamWArgs& args);
 }  // namespace cpu
 
+namespace cuda {
+void squared_sum(const SquaredSumArgs& args, Stream& stream);
+void adamw(const AdamWArgs& args, Stream& stream);
+}  // namespace cuda
+
 }  // namespace weft

@@ -15,6 +15,12 @@ void check_same(const Tensor& a, const Tensor& b) {
   WEFT_CHECK(same_shape(a, b) && a.dtype == b.dtype, a.text(), " and ", b.text());
 }
 
+/// A parameter's gradient is of its type, or adds up in the accumulator type.
+void check_gradient(const Tensor& gradient, DType dtype) {
+  WEFT_CHECK(gradient.dtype == dtype || gradient.dtype == accumulator_of(dtype), gradient.text(),
+             " for ", name(dtype));
+}
+
 void check_contiguous(std::initializer_list<const Tensor*> tensors) {
   for (const Tensor* t : tensors) WEFT_CHECK(t->contiguous(), t->text());
 }
@@ -40,7 +46,8 @@ Cost cost(const RmsNormGradArgs& a) {
 void rmsnorm_backward(const RmsNormGradArgs& args, Stream& stream) {
   check_same(args.dx, args.x);
   check_same(args.dy, args.x);
-  check_same(args.dweight, args.weight);
+  WEFT_CHECK(same_shape(args.dweight, args.weight), args.dweight.text());
+  check_gradient(args.dweight, args.weight.dtype);
   WEFT_CHECK(args.x.ndim == 2 && args.weight.has_shape({args.x.dim(1)}), args.weight.text());
   WEFT_CHECK(args.rstd.has_shape({args.x.dim(0)}), args.rstd.text());
   WEFT_DISPATCH(rmsnorm_backward, args, stream);
@@ -83,6 +90,7 @@ Cost cost(const EmbeddingGradArgs& a) {
 void embedding_backward(const EmbeddingGradArgs& args, Stream& stream) {
   WEFT_CHECK(args.dy.ndim == 2 && args.dtable.ndim == 2 && args.dy.dim(1) == args.dtable.dim(1),
              args.dy.text(), args.dtable.text());
+  check_gradient(args.dtable, args.dy.dtype);
   WEFT_CHECK(args.tokens.has_shape({args.dy.dim(0)}), args.tokens.text());
   WEFT_DISPATCH(embedding_backward, args, stream);
 }
@@ -103,6 +111,14 @@ Cost cost(const FillArgs& a) {
 void fill(const FillArgs& args, Stream& stream) {
   check_contiguous({&args.y});
   WEFT_DISPATCH(fill, args, stream);
+}
+
+Cost cost(const CopyArgs& a) {
+  return {0.0, bytes({&a.x, &a.y})};
+}
+void copy(const CopyArgs& args, Stream& stream) {
+  check_same(args.y, args.x);
+  WEFT_DISPATCH(copy, args, stream);
 }
 
 }  // namespace weft

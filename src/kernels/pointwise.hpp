@@ -80,6 +80,13 @@ struct FillArgs {
 Cost cost(const FillArgs& args);
 void fill(const FillArgs& args, Stream& stream);
 
+/// y = x, bit for bit: between a tensor and a view that is not contiguous.
+struct CopyArgs {
+  Tensor y, x;  // one shape and type, any strides; no byte in common
+};
+Cost cost(const CopyArgs& args);
+void copy(const CopyArgs& args, Stream& stream);
+
 namespace cpu {
 void rmsnorm_forward(const RmsNormArgs& args);
 void rmsnorm_backward(const RmsNormGradArgs& args);
@@ -89,6 +96,19 @@ void embedding_forward(const EmbeddingArgs& args);
 void embedding_backward(const EmbeddingGradArgs& args);
 void add(const AddArgs& args);
 void fill(const FillArgs& args);
+void copy(const CopyArgs& args);
 }  // namespace cpu
+
+namespace cuda {
+void rmsnorm_forward(const RmsNormArgs& args, Stream& stream);
+void rmsnorm_backward(const RmsNormGradArgs& args, Stream& stream);
+void swiglu_forward(const SwigluArgs& args, Stream& stream);
+void swiglu_backward(const SwigluGradArgs& args, Stream& stream);
+void embedding_forward(const EmbeddingArgs& args, Stream& stream);
+void embedding_backward(const EmbeddingGradArgs& args, Stream& stream);
+void add(const AddArgs& args, Stream& stream);
+void fill(const FillArgs& args, Stream& stream);
+void copy(const CopyArgs& args, Stream& stream);
+}  // namespace cuda
 
 }  // namespace weft

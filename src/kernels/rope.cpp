@@ -50,7 +50,8 @@ void rope(const RopeArgs& args, Stream& stream) {
   const Tensor& x = args.x;
   WEFT_CHECK(x.ndim == 4 && args.cos.has_shape({x.dim(0), x.dim(1), x.dim(3) / 2}), x.text(), " ",
              args.cos.text());
-  WEFT_CHECK(same_shape(args.cos, args.sin) && args.cos.dtype == x.dtype, args.cos.text());
+  WEFT_CHECK(same_shape(args.cos, args.sin) && args.cos.dtype == accumulator_of(x.dtype),
+             args.cos.text());
   WEFT_DISPATCH(rope, args, stream);
 }
 

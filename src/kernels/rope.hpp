@@ -41,7 +41,7 @@ void rope_table(const RopeTableArgs& args, Stream& stream);
 /// Rotates every head of x in place. `inverse` turns back: the adjoint, for gradients.
 struct RopeArgs {
   Tensor x;         // [B, T, heads, D], in place; strides as they come, innermost 1
-  Tensor cos, sin;  // [B, T, D/2], dtype of x
+  Tensor cos, sin;  // [B, T, D/2], accumulator type of x
   bool inverse = false;
 };
 Cost cost(const RopeArgs& args);
@@ -51,5 +51,10 @@ namespace cpu {
 void rope_table(const RopeTableArgs& args);
 void rope(const RopeArgs& args);
 }  // namespace cpu
+
+namespace cuda {
+void rope_table(const RopeTableArgs& args, Stream& stream);
+void rope(const RopeArgs& args, Stream& stream);
+}  // namespace cuda
 
 }  // namespace weft

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstring>
 
+#include "src/core/cuda/memory.hpp"
+
 namespace weft {
 namespace {
 
@@ -21,18 +23,36 @@ std::atomic<bool> poisoning{true};
 void set_poison(bool on) { poisoning = on; }
 bool poison() { return poisoning; }
 
-void poison_fill(const Tensor& tensor) {
+void poison_fill(const Tensor& tensor, Stream* stream) {
   if (tensor.data == nullptr) return;
   WEFT_CHECK(tensor.contiguous(), "poison of a strided view ", tensor.text());
-  std::memset(tensor.data, 0xFF, tensor.nbytes());  // NaN in every floating type, -1 in integers
+  constexpr uint8_t kPoison = 0xFF;  // NaN in every floating type, -1 in integers
+  if (tensor.device == Device::cuda) {
+    cuda::set_bytes(tensor.data, kPoison, tensor.nbytes(), stream);
+  } else {
+    std::memset(tensor.data, kPoison, tensor.nbytes());
+  }
 }
 
-void Arena::Unmap::operator()(std::byte* slab) const { munmap(slab, bytes); }
+void Arena::Release::operator()(std::byte* slab) const {
+  if (device == Device::cuda) {
+    cuda::free_device(slab);
+  } else {
+    munmap(slab, bytes);
+  }
+}
 
-Arena::Arena(std::string name, Device device, int64_t capacity)
-    : name_(std::move(name)), device_(device), capacity_(capacity), slab_(nullptr, Unmap{capacity}) {
-  WEFT_CHECK(device == Device::cpu || device == Device::meta, "no arena on ", weft::name(device));
+Arena::Arena(std::string name, Device device, int64_t capacity, Stream* stream)
+    : name_(std::move(name)),
+      device_(device),
+      capacity_(capacity),
+      stream_(stream),
+      slab_(nullptr, Release{device, capacity}) {
   if (device_ == Device::meta || capacity_ == 0) return;
+  if (device_ == Device::cuda) {
+    slab_.reset(cuda::allocate_device(concat("arena '", name_, "'"), capacity_).release());
+    return;
+  }
   void* slab = mmap(nullptr, capacity_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   WEFT_REQUIRE(slab != MAP_FAILED, ExitCode::memory, "arena '", name_, "': ", capacity_,
                " bytes could not be had");
@@ -46,7 +66,7 @@ Tensor Arena::allocate(const char* name, DType dtype, std::initializer_list<int6
     WEFT_REQUIRE(used_ + bytes <= capacity_, ExitCode::memory, "arena '", name_, "': '", name,
                  "' asks for ", bytes, " bytes, ", used_, " of ", capacity_, " are in use");
     t.data = slab_.get() + used_;
-    if (poison()) poison_fill(t);
+    if (poison()) poison_fill(t, stream_);
   }
   used_ += bytes;
   items_.push_back({name, bytes});

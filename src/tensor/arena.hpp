@@ -25,8 +25,10 @@ class Arena {
     int64_t used;
   };
 
-  /// `capacity` in bytes; ignored on meta. Throws Error(memory) when the slab cannot be had.
-  Arena(std::string name, Device device, int64_t capacity);
+  /// `capacity` in bytes; ignored on meta. Throws Error(memory) when the slab cannot be had. On
+  /// CUDA the slab is of the calling thread's GPU, and `stream` is the one whose work uses it:
+  /// poison is enqueued there (without it every allocation under poison stops the GPU).
+  Arena(std::string name, Device device, int64_t capacity, Stream* stream = nullptr);
 
   /// A contiguous tensor, valid until a rewind below it. Throws Error(memory) past the capacity.
   Tensor allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape);
@@ -44,7 +46,8 @@ class Arena {
   const std::vector<Item>& at_peak() const { return at_peak_; }
 
  private:
-  struct Unmap {
+  struct Release {
+    Device device;
     int64_t bytes;
     void operator()(std::byte* slab) const;
   };
@@ -52,7 +55,8 @@ class Arena {
   std::string name_;
   Device device_;
   int64_t capacity_;
-  std::unique_ptr<std::byte, Unmap> slab_;
+  Stream* stream_;
+  std::unique_ptr<std::byte, Release> slab_;
   std::vector<Item> items_;
   std::vector<Item> at_peak_;
   int64_t used_ = 0;
@@ -76,6 +80,7 @@ class Scope {
 /// wrote shows. On by default in debug builds; tests turn it on.
 void set_poison(bool on);
 bool poison();
-void poison_fill(const Tensor& tensor);
+/// Poisons one contiguous tensor; on CUDA in the order of `stream`, or with none alone on the GPU.
+void poison_fill(const Tensor& tensor, Stream* stream = nullptr);
 
 }  // namespace weft

@@ -1,5 +1,5 @@
-// Tiles of 64 queries x 512 keys: a tile of scores stays in the second-level cache, and the
-// products are large enough for a BLAS.
+// Tiles of 256 queries x 256 keys: a tile of scores stays in the second-level cache, and the
+// products are large enough for a BLAS, which copies each operand once a product.
 #include "src/kernels/attention.hpp"
 
 #include <algorithm>
@@ -10,8 +10,9 @@
 
 namespace weft {
 
-constexpr int64_t kQueryTile = 64;
-constexpr int64_t kKeyTile = 512;
+constexpr int64_t kQueryTile = kAttentionQueryTile;
+constexpr int64_t kKeyTile = kAttentionKeyTile;
+constexpr int64_t kStripe = 64;  // queries of a masked tile that are cut to their keys together
 
 int64_t attention_scratch_bytes(DType dtype, int64_t head_dim) {
   // Two tiles of scores, one of outputs, and per query the maximum, the sum and the correction.
@@ -37,6 +38,7 @@ struct Rows {
 struct Tile {
   int64_t begin, end;
   int64_t key_begin, key_end;
+  bool masked;  // some query does not see some key
   int64_t queries() const { return end - begin; }
   int64_t keys() const { return key_end - key_begin; }
 };
@@ -70,6 +72,14 @@ class Visible {
     return std::max(begin(row), tile.key_begin) < std::min(end(row), tile.key_end);
   }
 
+  /// Whether every row of the tile sees all its keys.
+  bool all_see(const Tile& tile) const {
+    for (int64_t r = tile.begin; r < tile.end; ++r) {
+      if (begin(r) > tile.key_begin || end(r) < tile.key_end) return false;
+    }
+    return true;
+  }
+
   /// Writes `hidden` over what row does not see of the tile.
   template <class T>
   void mask(const Tile& tile, int64_t row, T* scores, T hidden) const {
@@ -86,7 +96,22 @@ class Visible {
   int64_t keys_;
 };
 
-/// Calls f(tile) for every tile of the block that any query sees, queries outermost.
+/// Calls f for the parts of a tile that queries see: the tile itself when all see all of it,
+/// otherwise stripes of it, each cut to the keys that any of its queries sees.
+template <class F>
+void for_stripes(const Visible& visible, Tile tile, F&& f) {
+  if (visible.all_see(tile)) return f(tile);
+  for (int64_t begin = tile.begin; begin < tile.end; begin += kStripe) {
+    const int64_t end = std::min(begin + kStripe, tile.end);
+    const auto [low, high] = visible.hull(begin, end);
+    Tile stripe{begin, end, std::max(low, tile.key_begin), std::min(high, tile.key_end), false};
+    if (stripe.key_begin >= stripe.key_end) continue;
+    stripe.masked = !visible.all_see(stripe);
+    f(stripe);
+  }
+}
+
+/// Calls f(tile) for tiles that together hold all that any query sees, queries outermost.
 template <class BeginRows, class F, class EndRows>
 void for_tiles(const Visible& visible, int64_t queries, BeginRows&& begin_rows, F&& f,
                EndRows&& end_rows) {
@@ -96,7 +121,7 @@ void for_tiles(const Visible& visible, int64_t queries, BeginRows&& begin_rows, 
     if (low == high) continue;
     begin_rows(begin, end);
     for (int64_t key = low; key < high; key += kKeyTile) {
-      f(Tile{begin, end, key, std::min(key + kKeyTile, high)});
+      for_stripes(visible, Tile{begin, end, key, std::min(key + kKeyTile, high), false}, f);
     }
     end_rows(begin, end);
   }
@@ -119,6 +144,7 @@ void masked_scores(const Tile& tile, const Rows<T>& q, const Rows<T>& k, int64_t
                .beta = 0,
                .c = scores,
                .ldc = tile.keys()});
+  if (!tile.masked) return;
   for (int64_t r = tile.begin; r < tile.end; ++r) {
     visible.mask<T>(tile, r, scores + (r - tile.begin) * tile.keys(), -INFINITY);
   }
@@ -132,6 +158,7 @@ struct SoftmaxTile {
   T* most;    // [kQueryTile]
   T* sum;     // [kQueryTile]
   int64_t head_dim;
+  int64_t first = 0;  // query of row 0
 
   SoftmaxTile(const Tensor& scratch, int64_t dim) : head_dim(dim) {
     scores = reinterpret_cast<T*>(scratch.as<uint8_t>());
@@ -140,7 +167,8 @@ struct SoftmaxTile {
     sum = most + kQueryTile;
   }
 
-  void clear() {
+  void clear(int64_t first_query) {
+    first = first_query;
     std::fill_n(out, kQueryTile * head_dim, T(0));
     std::fill_n(most, kQueryTile, T(-INFINITY));
     std::fill_n(sum, kQueryTile, T(0));
@@ -148,17 +176,19 @@ struct SoftmaxTile {
 
   /// Scores become probabilities relative to the running maximum; out is rescaled to it.
   void absorb(const Tile& tile, const Rows<T>& v, const Visible& visible) {
-    for (int64_t r = 0; r < tile.queries(); ++r) {
-      T* row = scores + r * tile.keys();
-      if (!visible.sees(tile.begin + r, tile)) {  // all hidden; no maximum to go by
+    T* tile_out = out + (tile.begin - first) * head_dim;
+    for (int64_t query = tile.begin; query < tile.end; ++query) {
+      T* row = scores + (query - tile.begin) * tile.keys();
+      if (tile.masked && !visible.sees(query, tile)) {  // all hidden; no maximum to go by
         std::fill_n(row, tile.keys(), T(0));
         continue;
       }
+      const int64_t r = query - first;
       const T tile_most = max_of<T>(tile.keys(), [&](int64_t j) { return row[j]; });
       const T new_most = std::max(most[r], tile_most);
       const T correction = cpu::exp(most[r] - new_most);
-      for (int64_t j = 0; j < tile.keys(); ++j) row[j] = cpu::exp(row[j] - new_most);
-      sum[r] = sum[r] * correction + sum_of<T>(tile.keys(), [&](int64_t j) { return row[j]; });
+      const auto turn = [&](int64_t j) { return row[j] = cpu::exp(row[j] - new_most); };
+      sum[r] = sum[r] * correction + sum_of<T>(tile.keys(), turn);
       for (int64_t d = 0; d < head_dim; ++d) out[r * head_dim + d] *= correction;
       most[r] = new_most;
     }
@@ -173,12 +203,13 @@ struct SoftmaxTile {
                  .b = v.row(tile.key_begin),
                  .ldb = v.step,
                  .beta = 1,
-                 .c = out,
+                 .c = tile_out,
                  .ldc = head_dim});
   }
 
-  /// Merges row r into the running normalised (out, lse).
-  void merge(int64_t r, T* total_out, T& total_lse) const {
+  /// Merges a query's row into the running normalised (out, lse).
+  void merge(int64_t query, T* total_out, T& total_lse) const {
+    const int64_t r = query - first;
     if (sum[r] == 0) return;
     const T lse = most[r] + std::log(sum[r]);
     const T gap = lse - total_lse;  // +inf when this is the first block seen
@@ -204,14 +235,14 @@ void forward(const AttentionForwardArgs& args) {
       const Rows<T> out(args.out, b, h);
       T* lse = args.lse.as<T>() + (b * heads + h) * queries;
       for_tiles(
-          visible, queries, [&](int64_t, int64_t) { softmax.clear(); },
+          visible, queries, [&](int64_t begin, int64_t) { softmax.clear(begin); },
           [&](const Tile& tile) {
             masked_scores<T>(tile, q, k, head_dim, static_cast<T>(block.scale), visible,
                              softmax.scores);
             softmax.absorb(tile, v, visible);
           },
           [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) softmax.merge(r - begin, out.row(r), lse[r]);
+            for (int64_t r = begin; r < end; ++r) softmax.merge(r, out.row(r), lse[r]);
           });
     }
   }

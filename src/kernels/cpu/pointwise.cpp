@@ -1,10 +1,40 @@
 #include "src/kernels/pointwise.hpp"
 
 #include <algorithm>
+#include <cstring>
 
 #include "src/kernels/cpu/vector_math.hpp"
 
 namespace weft::cpu {
+namespace {
+
+/// Dims from this one on lie without gaps in both tensors.
+int first_dense_dim(const Tensor& y, const Tensor& x) {
+  int64_t step = 1;
+  int dim = y.ndim;
+  for (; dim > 0; --dim) {
+    const int64_t size = y.shape[dim - 1];
+    if (size != 1 && (y.stride[dim - 1] != step || x.stride[dim - 1] != step)) break;
+    step *= size;
+  }
+  return dim;
+}
+
+/// Dims [dim, dense) by loops, the rest as one run of bytes.
+void copy_dims(const CopyArgs& args, int dim, int dense, int64_t run, std::byte* y,
+               const std::byte* x) {
+  if (dim == dense) {
+    std::memcpy(y, x, run);
+    return;
+  }
+  const int64_t size = size_of(args.y.dtype);
+  for (int64_t i = 0; i < args.y.shape[dim]; ++i) {
+    copy_dims(args, dim + 1, dense, run, y + i * args.y.stride[dim] * size,
+              x + i * args.x.stride[dim] * size);
+  }
+}
+
+}  // namespace
 
 void swiglu_forward(const SwigluArgs& args) {
   visit_float(args.y.dtype, [&](auto zero) {
@@ -30,6 +60,7 @@ void swiglu_backward(const SwigluGradArgs& args) {
     const T* gate = args.gate.as<T>();
     const T* up = args.up.as<T>();
     const int64_t n = args.dy.numel();
+#pragma omp simd  // six pointers: more than the compiler would compare for overlaps
     for (int64_t i = 0; i < n; ++i) {
       const T sigmoid = 1 / (1 + cpu::exp(-gate[i]));
       const T silu = gate[i] * sigmoid;
@@ -56,6 +87,14 @@ void fill(const FillArgs& args) {
     using T = decltype(zero);
     std::fill_n(args.y.as<T>(), args.y.numel(), static_cast<T>(args.value));
   });
+}
+
+void copy(const CopyArgs& args) {
+  if (args.y.numel() == 0) return;
+  const int dense = first_dense_dim(args.y, args.x);
+  int64_t run = size_of(args.y.dtype);
+  for (int dim = dense; dim < args.y.ndim; ++dim) run *= args.y.shape[dim];
+  copy_dims(args, 0, dense, run, args.y.data, args.x.data);
 }
 
 }  // namespace weft::cpu

@@ -8,9 +8,10 @@
 namespace weft::cpu {
 
 /// e^x within 3 ulp in f32, branch-free so that a loop of it vectorises; 0 below -87.3 (-inf
-/// included), e^88.7 above 88.7. Cody-Waite reduction and a degree-6 polynomial.
+/// included), e^88.3 above 88.3. Cody-Waite reduction and a degree-6 polynomial.
 inline float exp(float x) {
-  const float clamped = x < -87.3f ? -87.3f : (x > 88.7f ? 88.7f : x);
+  const float above = x < -87.3f ? -87.3f : x;
+  const float clamped = above > 88.3f ? 88.3f : above;
   const float magic = 12582912.0f;  // 1.5 x 2^23: adding it rounds to the nearest integer
   const float shifted = clamped * 1.44269504f + magic;
   const float n = shifted - magic;
@@ -21,12 +22,8 @@ inline float exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // 2^n in two halves, so that n = 128 does not overflow the exponent field.
   const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(magic);
-  const int32_t half = exponent >> 1;
-  const float low = std::bit_cast<float>((half + 127) << 23);
-  const float high = std::bit_cast<float>((exponent - half + 127) << 23);
-  const float result = p * low * high;
+  const float result = p * std::bit_cast<float>((exponent + 127) << 23);
   return x < -87.3f ? 0.0f : result;
 }
 
@@ -51,22 +48,15 @@ T sum_of(int64_t n, F&& f) {
   return lanes[0];
 }
 
-/// The largest of f(i) over [0, n), -inf for none.
+/// The largest of f(i) over [0, n), -inf for none: the same in any order.
 template <class T, class F>
 T max_of(int64_t n, F&& f) {
-  constexpr int kLanes = 16;
-  T lanes[kLanes];
-  for (T& lane : lanes) lane = -INFINITY;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const T value = f(i + lane);
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-    }
-  }
   T most = -INFINITY;
-  for (; i < n; ++i) most = f(i) > most ? f(i) : most;
-  for (const T lane : lanes) most = lane > most ? lane : most;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) {
+    const T value = f(i);
+    most = value > most ? value : most;
+  }
   return most;
 }
 

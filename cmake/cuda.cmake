@@ -1,0 +1,34 @@
+# The CUDA side of weft_src. The .cu files are a target of their own: nvcc takes none of the flags in
+# weft_flags, and sees none of the libraries that it cannot compile.
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 90a)
+endif()
+enable_language(CUDA)
+if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc can
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
+find_package(CUDAToolkit 12.4 REQUIRED)
+if(CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+add_library(weft_cuda_kernels OBJECT
+  src/kernels/cuda/adamw.cu
+  src/kernels/cuda/attention.cu
+  src/kernels/cuda/attention_backward.cu
+  src/kernels/cuda/copy.cu
+  src/kernels/cuda/cross_entropy.cu
+  src/kernels/cuda/embedding.cu
+  src/kernels/cuda/pointwise.cu
+  src/kernels/cuda/rmsnorm.cu
+  src/kernels/cuda/rope.cu)
+target_include_directories(weft_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR})
+target_compile_options(weft_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr -lineinfo)
+
+target_sources(weft_src PRIVATE
+  $<TARGET_OBJECTS:weft_cuda_kernels>
+  src/core/cuda/memory.cpp
+  src/core/cuda/stream.cpp
+  src/kernels/cuda/matmul.cpp)
+target_link_libraries(weft_src PUBLIC CUDA::cudart_static PRIVATE CUDA::cublasLt)

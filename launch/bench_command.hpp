@@ -1,0 +1,14 @@
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace weft {
+
+/// `weft bench step CONFIG`: how far one rank's training step is from its matrix products.
+void add_bench_command(CLI::App& app, std::function<int()>& action);
+
+}  // namespace weft

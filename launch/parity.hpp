@@ -1,0 +1,42 @@
+// Parity: a run on any mesh against the run on one rank, and its softmax mixers against the naive
+// oracle. Two runs that share a mistake agree; the oracle shares none.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch/recording.hpp"
+
+namespace weft {
+
+/// How far a comparison may be off: RMS(difference) / max(RMS(reference), 1e-6 x the RMS over all
+/// tensors of that kind), for updates beyond the spacing of the parameters they are stored in.
+/// 1e-11 in f64, 1e-4 in f32; docs/numerics.md derives both.
+double parity_tolerance(DType dtype);
+
+struct ParityReport {
+  struct Row {
+    std::string layer;  // "embedding", "layers.<i>", "head"
+    double forward = 0, backward = 0, gradient = 0, update = 0;
+    double oracle = 0;  // of the layer's mixer; 0 where there is none
+  };
+
+  bool ok = false;
+  double loss = 0, grad = 0, param = 0;  // the largest of each kind, over all steps and tensors
+  double activation = 0, oracle = 0;
+  double param_stored = 0;   // param before the rounding of stored parameters is taken off
+  std::string worst;         // the tensor that is farthest off
+  std::string first;         // the layer in which a step first departs; empty when none does
+  std::string first_tensor;  // and the tensor of it
+  std::vector<Row> rows;
+};
+
+/// Compares run with reference, both of `config` but for the mesh, and the run's mixers with the
+/// oracle. `source` tells the documents of the samples.
+ParityReport compare_runs(const Config& config, const SampleSource& source,
+                          const Recording& reference, const Recording& run);
+
+/// `config` on one rank.
+Config on_one_rank(Config config);
+
+}  // namespace weft

@@ -1,0 +1,24 @@
+// Stands in for stream.cpp and memory.cpp in a build without CUDA.
+#include "src/core/check.hpp"
+#include "src/core/cuda/memory.hpp"
+#include "src/core/cuda/stream.hpp"
+
+namespace weft::cuda {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw Error(ExitCode::usage, "this build has no CUDA; configure with WEFT_CUDA=ON");
+}
+
+}  // namespace
+
+int device_count() { return 0; }
+std::unique_ptr<Stream> make_stream(int, int64_t) { refuse(); }
+void free_device(std::byte*) noexcept {}
+void free_pinned(std::byte*) noexcept {}
+DeviceMemory allocate_device(std::string_view, int64_t) { refuse(); }
+PinnedMemory allocate_pinned(std::string_view, int64_t) { refuse(); }
+void copy_bytes(void*, const void*, int64_t, Stream&) { refuse(); }
+void set_bytes(std::byte*, uint8_t, int64_t, Stream*) { refuse(); }
+
+}  // namespace weft::cuda

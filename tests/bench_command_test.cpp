@@ -1,0 +1,95 @@
+// weft bench step: its floor is made of exactly the products that the planned step counts.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "launch/trainer.hpp"
+#include "tests/command.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::json;
+
+const std::set<std::string> kProductKernels{"matmul", "attention_forward", "attention_backward"};
+
+Json bench(const std::string& config, const std::string& arguments) {
+  const std::string file = fresh_folder() + "/bench.json";
+  const CommandResult run = run_command(weft_alone() + " bench step " + config +
+                                        " --repeats 2 --json " + file + " " + arguments);
+  EXPECT_EQ(run.code, 0) << run.out;
+  EXPECT_NE(run.out.find("ratio"), std::string::npos) << run.out;
+  std::ifstream in(file);
+  return in ? Json::parse(in) : Json();
+}
+
+double sum_of(const Json& list, const char* key) {
+  double sum = 0;
+  for (const Json& entry : list) sum += entry.at(key).get<double>();
+  return sum;
+}
+
+TEST(BenchStep, CountsTheProductsOfThePlan) {
+  for (const char* set : {"model.num_hidden_layers=2", "model.causal=false", "train.precision=f32",
+                          "data.seq_length=1", "train.loss_slice=1000", "data.seq_length=700"}) {
+    SCOPED_TRACE(set);
+    const Json json = bench("configs/parity.yaml", concat("--set ", set));
+    ASSERT_FALSE(json.is_null());
+    const StepPlan plan = plan_step(load_config("configs/parity.yaml", {set}).config, 0);
+    double planned = 0;
+    for (const auto& [kernel, cost] : plan.kernels) {
+      if (kProductKernels.contains(kernel)) planned += cost.flops;
+    }
+    EXPECT_EQ(sum_of(json.at("products"), "flops"), planned);
+    EXPECT_EQ(sum_of(json.at("kernels"), "flops"), plan.flops());
+    EXPECT_EQ(json.at("kernels").size(), plan.kernels.size());
+    for (const Json& p : json.at("products")) {
+      const double whole =
+          2.0 * p.at("m").get<double>() * p.at("n").get<double>() * p.at("k").get<double>();
+      EXPECT_NEAR(p.at("count").get<double>() * whole / p.at("flops").get<double>(), 1, 1e-12);
+      EXPECT_GT(p.at("seconds"), 0);
+    }
+  }
+}
+
+TEST(BenchStep, ItsSecondsAddUp) {
+  const Json json = bench("configs/parity.yaml", "");
+  ASSERT_FALSE(json.is_null());
+  EXPECT_EQ(json.at("runs").size(), 2u);
+  EXPECT_EQ(json.at("ratio"), json.at("step_s").get<double>() / json.at("floor_s").get<double>());
+  // Of two runs a median is the mean, so that sums of medians are medians of sums.
+  EXPECT_NEAR(sum_of(json.at("products"), "seconds") / json.at("floor_s").get<double>(), 1, 1e-9);
+  EXPECT_NEAR((sum_of(json.at("kernels"), "seconds") + json.at("rest_s").get<double>()) /
+                  json.at("step_s").get<double>(),
+              1, 1e-9);
+  EXPECT_NEAR(sum_of(json.at("kernels"), "floor_s") / json.at("floor_s").get<double>(), 1, 1e-9);
+}
+
+TEST(BenchStep, NeedsNoData) {
+  EXPECT_FALSE(bench("configs/parity.yaml", "--set data.path=/nowhere/tokens.h5").is_null());
+}
+
+TEST(BenchStep, MistakesLeaveWithTheirCode) {
+  const std::tuple<const char*, int, const char*> mistakes[] = {
+      {"configs/parity.yaml --set mesh.sequence=2", 64, "mesh"},
+      {"configs/parity.yaml --set mesh.data=2", 64, "mesh"},
+      {"configs/parity.yaml --set train.stepps=2", 64, "train.stepps"},
+      {"configs/none.yaml", 64, "configs/none.yaml"},
+      {"configs/parity.yaml --repeats 0", 2, "--repeats"},
+      {"configs/parity.yaml --repeats 1 --json /proc/none/bench.json", 74, "/proc/none/bench.json"},
+  };
+  for (const auto& [arguments, code, says] : mistakes) {
+    const CommandResult run = run_command(weft_alone() + " bench step " + arguments);
+    EXPECT_EQ(run.code, code) << arguments << "\n" << run.out;
+    EXPECT_NE(run.out.find(says), std::string::npos) << run.out;
+    if (code != 74) EXPECT_EQ(run.lines().size(), 1u) << run.out;
+  }
+  EXPECT_EQ(run_command(weft_alone() + " bench --help").code, 0);
+  EXPECT_EQ(run_command(weft_alone() + " bench step --help").code, 0);
+}
+
+}  // namespace
+}  // namespace weft

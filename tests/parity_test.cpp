@@ -1,0 +1,359 @@
+// Parity as a library: any data x sequence mesh equals one rank; and mistakes of every kind that
+// sequence parallelism invites are found and placed in the right layer.
+#include "launch/parity.hpp"
+
+#include <gtest/gtest.h>
+
+#include <mutex>
+
+#include "data/synthetic.hpp"
+#include "launch/train_run.hpp"
+#include "parallel/comm/threads.hpp"
+#include "src/kernels/pointwise.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+namespace {
+
+/// configs/parity.yaml with some keys set.
+Config parity_config(const std::vector<std::string>& sets = {}) {
+  return load_config(WEFT_SOURCE_DIR "/configs/parity.yaml", sets).config;
+}
+
+Config on_mesh(Config config, int data, int sequence) {
+  config.mesh.along(Axis::data) = data;
+  config.mesh.along(Axis::sequence) = sequence;
+  return config;
+}
+
+Recording record(const Config& config, const RecordingHooks& hooks = {}) {
+  const auto source = open_samples(config);
+  Recording recording;
+  run_ranks(config.mesh.ranks(), [&](World& world) {
+    Recording mine = record_run(config, world, *source, config.train.steps, hooks);
+    if (world.rank() == 0) recording = std::move(mine);
+  });
+  return recording;
+}
+
+ParityReport parity(const Config& config, const Recording& reference,
+                    const RecordingHooks& hooks = {}) {
+  return compare_runs(config, *open_samples(config), reference, record(config, hooks));
+}
+
+/// All data x sequence meshes of 2 to 8 ranks.
+std::vector<std::pair<int, int>> all_meshes() {
+  std::vector<std::pair<int, int>> meshes;
+  for (int data = 1; data <= 8; ++data) {
+    for (int sequence = 1; data * sequence <= 8; ++sequence) {
+      if (data * sequence > 1) meshes.push_back({data, sequence});
+    }
+  }
+  return meshes;
+}
+
+void expect_parity(const std::vector<std::string>& sets,
+                   const std::vector<std::pair<int, int>>& meshes) {
+  const Config config = parity_config(sets);
+  const Recording reference = record(on_one_rank(config));
+  int64_t cells = 0;
+  for (const auto& [data, sequence] : meshes) {
+    const ParityReport report = parity(on_mesh(config, data, sequence), reference);
+    EXPECT_TRUE(report.ok) << "data " << data << ", sequence " << sequence << ": loss "
+                           << report.loss << ", gradients " << report.grad << ", updates "
+                           << report.param << ", oracle " << report.oracle << "; departs in "
+                           << report.first << " (" << report.first_tensor << ")";
+    ++cells;
+  }
+  std::printf("%lld cells\n", static_cast<long long>(cells));
+}
+
+// ---- A spread in seconds; the whole grid has the label "full"
+
+TEST(Parity, InF64) {
+  expect_parity({}, {{1, 2}, {1, 3}, {2, 2}, {3, 1}, {1, 5}, {2, 4}, {1, 8}});
+}
+
+TEST(Parity, InF32) {
+  expect_parity({"train.precision=f32", "data.seq_length=193"}, {{1, 3}, {2, 2}, {5, 1}, {1, 8}});
+}
+
+TEST(Parity, WithoutDocuments) {
+  expect_parity({"data.documents=false", "data.seq_length=64"}, {{1, 4}, {3, 2}});
+}
+
+TEST(Parity, WithMoreRanksThanSamplesOrTokens) {
+  expect_parity({"data.seq_length=5", "data.documents=false", "train.global_batch_size=2"},
+                {{5, 1}, {1, 8}, {4, 2}});
+}
+
+TEST(Parity, TiedHeadAndBothWays) {
+  expect_parity({"model.tie_word_embeddings=true"}, {{2, 3}});
+  expect_parity({"model.causal=false"}, {{2, 3}});
+}
+
+class FullParity : public testing::TestWithParam<std::tuple<int, bool, const char*>> {};
+
+TEST_P(FullParity, EveryMesh) {
+  const auto& [length, documents, precision] = GetParam();
+  expect_parity(
+      {concat("data.seq_length=", length), concat("data.documents=", documents ? "true" : "false"),
+       concat("train.precision=", precision)},
+      all_meshes());
+}
+
+INSTANTIATE_TEST_SUITE_P(Lengths, FullParity,
+                         testing::Combine(testing::Values(101, 193, 257, 256), testing::Bool(),
+                                          testing::Values("f64", "f32")));
+
+// ---- Mutants: what parity must find, and where
+
+/// What a mutant of a three-rank run is found as.
+ParityReport report_of(const RecordingHooks& hooks, int data = 1, int sequence = 3) {
+  const Config config = parity_config({"train.steps=1"});
+  const Recording reference = record(on_one_rank(config));
+  return parity(on_mesh(config, data, sequence), reference, hooks);
+}
+
+/// Ring attention with a flaw in one layer.
+class FlawedRing : public AttentionParallel {
+ public:
+  void forward(const AttentionShard& shard, const Tensor& out, const Tensor& lse,
+               StepContext& ctx) override {
+    ring_->forward(shard.layer == kLayer ? flawed(shard, ctx) : shard, out, lse, ctx);
+  }
+  void backward(const AttentionShard& shard, const Tensor& out, const Tensor& lse,
+                const Tensor& dout, const AttentionGradients& gradients,
+                StepContext& ctx) override {
+    ring_->backward(shard, out, lse, dout, gradients, ctx);
+  }
+
+  static constexpr int kLayer = 3;
+
+ protected:
+  virtual AttentionShard flawed(const AttentionShard& shard, StepContext& ctx) = 0;
+
+  std::unique_ptr<AttentionParallel> ring_ = make_ring_attention();
+};
+
+/// Does not look at the block of the previous rank.
+class SkipsABlock final : public FlawedRing {
+  AttentionShard flawed(const AttentionShard& shard, StepContext& ctx) override {
+    AttentionShard narrowed = shard;
+    begin_ = copy_of(shard.key_begin);
+    narrowed.key_begin = begin_;
+    const int64_t first_own = shard.cuts.begin(ctx.mesh.at(Axis::sequence));
+    for (int64_t i = 0; i < begin_.view().numel(); ++i) {
+      int64_t& begin = begin_.view().as<int64_t>()[i];
+      begin = std::max(begin, first_own);
+    }
+    return narrowed;
+  }
+
+  Owned begin_;
+};
+
+TEST(Mutant, ASkippedBlockIsFound) {
+  const AttentionStrategy strategy{
+      "skips", "", [] { return std::unique_ptr<AttentionParallel>(new SkipsABlock); }};
+  RecordingHooks hooks;
+  hooks.attention = &strategy;
+  const ParityReport report = report_of(hooks);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "layers.3");
+  EXPECT_EQ(report.first_tensor, "layers.3.out");
+  EXPECT_GT(report.oracle, 1e-3);
+}
+
+/// Takes ranks 1 and 2 for one another: the ring's blocks arrive under the wrong owner's name.
+class SwapsRanks final : public FlawedRing {
+  AttentionShard flawed(const AttentionShard& shard, StepContext& ctx) override {
+    Communicator& ring = ctx.mesh.along(Axis::sequence);
+    const int partner = ring.rank() == 0 ? 0 : 3 - ring.rank();
+    AttentionShard swapped = shard;
+    k_ = copy_of(shard.k);
+    swapped.k = k_;
+    if (partner != ring.rank()) {
+      // Of shards that differ by a token the shorter length travels.
+      const int64_t tokens = std::min(shard.cuts.size(ring.rank()), shard.cuts.size(partner));
+      const Owned mine = copy_of(shard.k.slice(1, 0, tokens));
+      const Owned theirs = copy_of(shard.k.slice(1, 0, tokens));
+      ring.exchange({send_to(partner, mine), receive_from(partner, theirs)}, {}, ctx.compute)
+          .wait();
+      cpu::copy({.y = k_.view().slice(1, 0, tokens), .x = theirs});
+    } else {
+      ring.exchange({}, {}, ctx.compute).wait();
+    }
+    return swapped;
+  }
+
+  Owned k_;
+};
+
+TEST(Mutant, ASwappedPairOfRanksIsFound) {
+  const AttentionStrategy strategy{
+      "swaps", "", [] { return std::unique_ptr<AttentionParallel>(new SwapsRanks); }};
+  RecordingHooks hooks;
+  hooks.attention = &strategy;
+  const ParityReport report = report_of(hooks);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "layers.3");
+  EXPECT_EQ(report.first_tensor, "layers.3.out");
+}
+
+TEST(Mutant, ADoubleCountedGradientIsFound) {
+  RecordingHooks hooks;
+  hooks.gradients = [](Trainer& trainer) {  // rank 1 adds its part of one tensor twice
+    if (trainer.mesh().rank() != 1) return;
+    for (const Parameter* p : trainer.parameters().parameters()) {
+      if (p->name != "model.layers.5.mlp.up_proj.weight") continue;
+      const Tensor gradient = trainer.parameters().gradient(*p);
+      add({.y = gradient, .a = gradient, .b = gradient}, trainer.compute());
+    }
+  };
+  for (const auto& [data, sequence] : {std::pair{1, 3}, {3, 1}}) {
+    const ParityReport report = report_of(hooks, data, sequence);
+    EXPECT_FALSE(report.ok);
+    EXPECT_EQ(report.first, "layers.5");
+    EXPECT_EQ(report.first_tensor, "model.layers.5.mlp.up_proj.weight");
+    EXPECT_LE(report.loss, 1e-11);
+  }
+}
+
+TEST(Mutant, ALabelShiftedPerShardIsFound) {
+  RecordingHooks hooks;
+  hooks.batches = [](std::vector<Batch>& batches) {  // the last token of a shard loses its label
+    for (Batch& batch : batches) {
+      const int64_t T = batch.end - batch.begin;
+      for (size_t b = 0; b < batch.segments.size(); ++b) batch.labels[b * T + T - 1] = -1;
+    }
+  };
+  const ParityReport report = report_of(hooks);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "head");
+  EXPECT_EQ(report.first_tensor, "loss of step 0");
+}
+
+TEST(Mutant, APositionOffsetIsFound) {
+  RecordingHooks hooks;
+  hooks.probe = [](std::string_view name, const Tensor& value) {
+    if (name != "positions" || value.numel() == 0) return;
+    // Every shard counts from its own start.
+    const int64_t first = value.as<int64_t>()[0];
+    for (int64_t i = 0; i < value.numel(); ++i) value.as<int64_t>()[i] -= first;
+  };
+  const ParityReport report = report_of(hooks);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "layers.0");
+  EXPECT_EQ(report.first_tensor, "layers.0.q");
+}
+
+/// Posts an exchange of its keys in layer 3 and goes on without waiting for what arrives.
+class ForgetsToWait final : public FlawedRing {
+  AttentionShard flawed(const AttentionShard& shard, StepContext& ctx) override {
+    Communicator& ring = ctx.mesh.along(Axis::sequence);
+    AttentionShard fetched = shard;
+    const int64_t tokens = shard.cuts.size(ring.rank());
+    k_ = Owned(shard.k.dtype, {shard.k.dim(0), tokens, shard.k.dim(2), shard.k.dim(3)});
+    fetched.k = k_;
+    // Round the ring and back: what arrives is what was sent, for whoever waits.
+    const Tensor own = shard.k;
+    forth_ = Owned(own.dtype, {own.dim(0), shard.cuts.size(ring.prev()), own.dim(2), own.dim(3)});
+    ring.exchange({send_to(ring.next(), own), receive_from(ring.prev(), forth_)}, {}, ctx.compute)
+        .wait();
+    const Event arrived = ring.exchange(
+        {send_to(ring.prev(), forth_), receive_from(ring.next(), k_)}, {}, ctx.compute);
+    if (waits) arrived.wait();
+    return fetched;
+  }
+
+ public:
+  static bool waits;
+
+ private:
+  Owned k_, forth_;
+};
+
+bool ForgetsToWait::waits = false;
+
+TEST(Mutant, AMissingWaitIsFound) {
+  const AttentionStrategy strategy{
+      "forgets", "", [] { return std::unique_ptr<AttentionParallel>(new ForgetsToWait); }};
+  RecordingHooks hooks;
+  hooks.attention = &strategy;
+  set_late_delivery(true);
+  ForgetsToWait::waits = true;
+  EXPECT_TRUE(report_of(hooks).ok);
+  ForgetsToWait::waits = false;
+  const ParityReport report = report_of(hooks);
+  set_late_delivery(false);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "layers.3");
+  EXPECT_EQ(report.first_tensor, "layers.3.out");
+}
+
+// ---- Leaks: what happens in one document stays there, to the bit
+
+/// Which tokens of [sample, token] belong to the last document of sample 1 with at least two
+/// tokens.
+std::vector<bool> perturbed_tokens(const Config& config, const SampleSource& source) {
+  const int64_t N = config.data.seq_length;
+  std::vector<bool> inside(config.train.global_batch_size * N);
+  const SegmentMap map = source.segments(sample_at(config.train.seed, 1, source.samples()));
+  int64_t t = N - 1;
+  while (map.document_end(t) - map.document_begin(t) < 2) t = map.document_begin(t) - 1;
+  for (int64_t i = map.document_begin(t); i < map.document_end(t); ++i) inside[N + i] = true;
+  return inside;
+}
+
+/// Changes the tokens of those places, and the labels that are such tokens.
+RecordingHooks perturbing(const Config& config, const std::vector<bool>& inside) {
+  RecordingHooks hooks;
+  hooks.batches = [&config, &inside](std::vector<Batch>& batches) {
+    const int64_t N = config.data.seq_length;
+    const auto source = open_samples(config);
+    const SegmentMap sample_1 =
+        source->segments(sample_at(config.train.seed, 1, source->samples()));
+    for (Batch& batch : batches) {
+      const int64_t T = batch.end - batch.begin;
+      for (size_t b = 0; b < batch.segments.size(); ++b) {
+        if (batch.segments[b].starts() != sample_1.starts()) continue;
+        for (int64_t i = 0; i < T; ++i) {
+          if (!inside[N + batch.begin + i]) continue;
+          int32_t& token = batch.tokens[b * T + i];
+          token = (token + 1) % static_cast<int32_t>(config.model.vocab_size);
+          int32_t& label = batch.labels[b * T + i];
+          if (label >= 0) label = (label + 1) % static_cast<int32_t>(config.model.vocab_size);
+        }
+      }
+    }
+  };
+  return hooks;
+}
+
+TEST(Leak, APerturbedDocumentLeavesTheOthersBitIdentical) {
+  for (const auto& [data, sequence] :
+       {std::pair{1, 1}, {1, 2}, {1, 3}, {2, 2}, {1, 5}, {4, 2}, {1, 8}}) {
+    const Config config =
+        on_mesh(parity_config({"train.steps=1", "data.seq_length=61"}), data, sequence);
+    const std::vector<bool> inside = perturbed_tokens(config, *open_samples(config));
+    const Recording before = record(config), after = record(config, perturbing(config, inside));
+    ASSERT_EQ(before.activations.size(), after.activations.size());
+    int64_t changed = 0;
+    for (size_t e = 0; e < before.activations.size(); ++e) {
+      const auto& [name, was] = before.activations[e];
+      const std::vector<double>& is = after.activations[e].values;
+      const size_t width = was.size() / inside.size();
+      for (size_t i = 0; i < was.size(); ++i) {
+        const bool same = std::memcmp(&was[i], &is[i], sizeof(double)) == 0;
+        changed += inside[i / width] && !same;
+        ASSERT_TRUE(inside[i / width] || same)
+            << name << ", row " << i / width << ", data " << data << ", sequence " << sequence;
+      }
+    }
+    EXPECT_GT(changed, 1000);  // the perturbation did something
+  }
+}
+
+}  // namespace
+}  // namespace weft
