@@ -47,8 +47,7 @@ Model::Model(const ModelConfig& config, const std::vector<const AttentionStrateg
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     // Layers of other letters do not look at what they are given.
     const size_t which = std::min(softmax_layers, attention.size() - 1);
-    layers_.push_back(
-        std::make_unique<DecoderLayer>(layer, config_, *attention.at(which)));
+    layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, *attention.at(which)));
     if (config_.mixer_of(layer) == '*') ++softmax_layers;
   }
   WEFT_CHECK(attention.size() == 1 || attention.size() == softmax_layers, attention.size(),

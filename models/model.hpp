@@ -23,7 +23,8 @@ class Model {
  public:
   /// `attention`: one strategy for all softmax layers, or one for each of them.
   /// `loss_slice`: tokens whose logits exist at once.
-  Model(const ModelConfig& config, const std::vector<const AttentionStrategy*>& attention, int64_t loss_slice);
+  Model(const ModelConfig& config, const std::vector<const AttentionStrategy*>& attention,
+        int64_t loss_slice);
   Model(const Model&) = delete;  // stores point at its parameters
   Model& operator=(const Model&) = delete;
 

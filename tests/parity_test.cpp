@@ -92,6 +92,12 @@ TEST(Parity, TiedHeadAndBothWays) {
   expect_parity({"model.causal=false"}, {{2, 3}});
 }
 
+TEST(Parity, SlidingWindows) {
+  expect_parity({"model.layer_pattern=W*", "model.window=7"}, {{1, 3}, {2, 2}, {1, 8}});
+  // Longer than any shard: halos from many ranks.
+  expect_parity({"model.layer_pattern=*WW", "model.window=50"}, {{1, 5}, {3, 2}});
+}
+
 class FullParity : public testing::TestWithParam<std::tuple<int, bool, const char*>> {};
 
 TEST_P(FullParity, EveryMesh) {
