@@ -105,7 +105,7 @@ class RecordedRank {
         hooks_(hooks),
         plan_(plan_step(config, world.rank()).memory),
         trainer_(config, world, plan_, hooks.attention),
-        all_(everyone(world)),
+        all_(world.everyone("recording")),
         samples_(Cuts::even(config.train.global_batch_size, trainer_.mesh().size(Axis::data))),
         loader_(source, config.train.seed, config.train.global_batch_size,
                 Cuts::even(config.data.seq_length, trainer_.mesh().size(Axis::sequence)),
@@ -124,12 +124,6 @@ class RecordedRank {
   }
 
  private:
-  static std::unique_ptr<Backend> everyone(World& world) {
-    std::vector<int> members(world.size());
-    for (int p = 0; p < world.size(); ++p) members[p] = p;
-    return world.group(members, "recording");
-  }
-
   void one_step(int64_t step) {
     std::vector<Batch> batches = loader_.load(step);
     if (hooks_.batches) hooks_.batches(batches);

@@ -101,9 +101,7 @@ int train_mpi(const TrainOptions& options) {
   MpiSession session;
   World& world = session.world();
   log::set_up(world.rank() == 0);
-  std::vector<int> everyone(world.size());
-  for (int p = 0; p < world.size(); ++p) everyone[p] = p;
-  const auto all = world.group(everyone, "launch");
+  const auto all = world.everyone("launch");
 
   std::string text;
   const auto read = [&] {

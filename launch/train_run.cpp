@@ -97,9 +97,7 @@ ExitCode TrainRun::run(World& world) {
   Trainer trainer(config_, world, plan_.memory);
   if (!config_.from_hf.empty()) load_hf_weights(config_.from_hf, trainer.parameters());
   {
-    std::vector<int> everyone(world.size());
-    for (int p = 0; p < world.size(); ++p) everyone[p] = p;
-    const auto all = world.group(everyone, "set-up");
+    const auto all = world.everyone("set-up");
     step_flops_ = sum_over(*all, plan_.flops());
     matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
   }

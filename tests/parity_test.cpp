@@ -121,6 +121,16 @@ ParityReport report_of(const RecordingHooks& hooks, int data = 1, int sequence =
   return parity(on_mesh(config, data, sequence), reference, hooks);
 }
 
+/// The same of a flawed strategy.
+template <class Strategy>
+ParityReport report_of_flawed() {
+  const AttentionStrategy strategy{"flawed", "",
+                                   [] { return std::unique_ptr<AttentionParallel>(new Strategy); }};
+  RecordingHooks hooks;
+  hooks.attention = &strategy;
+  return report_of(hooks);
+}
+
 /// Ring attention with a flaw in one layer.
 class FlawedRing : public AttentionParallel {
  public:
@@ -283,15 +293,11 @@ class ForgetsToWait final : public FlawedRing {
 bool ForgetsToWait::waits = false;
 
 TEST(Mutant, AMissingWaitIsFound) {
-  const AttentionStrategy strategy{
-      "forgets", "", [] { return std::unique_ptr<AttentionParallel>(new ForgetsToWait); }};
-  RecordingHooks hooks;
-  hooks.attention = &strategy;
   set_late_delivery(true);
   ForgetsToWait::waits = true;
-  EXPECT_TRUE(report_of(hooks).ok);
+  EXPECT_TRUE(report_of_flawed<ForgetsToWait>().ok);
   ForgetsToWait::waits = false;
-  const ParityReport report = report_of(hooks);
+  const ParityReport report = report_of_flawed<ForgetsToWait>();
   set_late_delivery(false);
   EXPECT_FALSE(report.ok);
   EXPECT_EQ(report.first, "layers.3");

@@ -101,6 +101,12 @@ class World {
   /// arguments, in one order of calls; `label` tells groups of the same members apart.
   virtual std::unique_ptr<Backend> group(const std::vector<int>& members,
                                          const std::string& label) = 0;
+  /// The group of all ranks, for set-up traffic that no ledger books.
+  std::unique_ptr<Backend> everyone(const std::string& label);
+
+ protected:
+  /// This rank's place among `members`.
+  int place_in(const std::vector<int>& members, const std::string& label) const;
 };
 
 /// A longer wait for a peer than this is an Error(hang). Process-wide, in seconds.

@@ -1,6 +1,8 @@
 // Collectives made of exchanges. Sums start with the own piece and add those of the ranks before
 // it, walking down the ring of ranks: one fixed order for a given group, whatever the transport.
+#include <algorithm>
 #include <atomic>
+#include <numeric>
 
 #include "parallel/comm/backend.hpp"
 
@@ -52,6 +54,18 @@ const char* name(Operation operation) {
 std::string Fingerprint::text() const {
   return concat("call ", sequence, ": ", name(operation), " of ", name(dtype), " for ",
                 weft::text(tag), counts == 0 ? "" : concat(" (counts #", counts % 10000, ")"));
+}
+
+std::unique_ptr<Backend> World::everyone(const std::string& label) {
+  std::vector<int> members(size());
+  std::iota(members.begin(), members.end(), 0);
+  return group(members, label);
+}
+
+int World::place_in(const std::vector<int>& members, const std::string& label) const {
+  const auto me = std::find(members.begin(), members.end(), rank());
+  WEFT_CHECK(me != members.end(), "rank ", rank(), " is no member of group '", label, "'");
+  return static_cast<int>(me - members.begin());
 }
 
 void Backend::all_gather(const Tensor& buffer, const Cuts& cuts) {

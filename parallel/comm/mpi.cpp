@@ -104,8 +104,6 @@ class MpiWorld final : public World {
 
   std::unique_ptr<Backend> group(const std::vector<int>& members,
                                  const std::string& label) override {
-    const auto me = std::find(members.begin(), members.end(), rank_);
-    WEFT_CHECK(me != members.end(), "rank ", rank_, " is no member of group '", label, "'");
     MPI_Group all, some;
     MPI_Comm comm;
     WEFT_CALL(MPI_Comm_group(MPI_COMM_WORLD, &all));
@@ -114,8 +112,8 @@ class MpiWorld final : public World {
     WEFT_CALL(MPI_Group_free(&some));
     WEFT_CALL(MPI_Group_free(&all));
     WEFT_CALL(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
-    return std::make_unique<MpiBackend>(static_cast<int>(me - members.begin()),
-                                        static_cast<int>(members.size()), comm);
+    return std::make_unique<MpiBackend>(place_in(members, label), static_cast<int>(members.size()),
+                                        comm);
   }
 
  private:

@@ -22,9 +22,7 @@ class RecordingWorld final : public World {
 
   std::unique_ptr<Backend> group(const std::vector<int>& members,
                                  const std::string& label) override {
-    const auto me = std::find(members.begin(), members.end(), rank_);
-    WEFT_CHECK(me != members.end(), "rank ", rank_, " is no member of group '", label, "'");
-    return std::make_unique<RecordingBackend>(static_cast<int>(me - members.begin()),
+    return std::make_unique<RecordingBackend>(place_in(members, label),
                                               static_cast<int>(members.size()));
   }
 

@@ -186,11 +186,8 @@ class ThreadWorld final : public World {
 
   std::unique_ptr<Backend> group(const std::vector<int>& members,
                                  const std::string& label) override {
-    const auto me = std::find(members.begin(), members.end(), rank_);
-    WEFT_CHECK(me != members.end(), "rank ", rank_, " is no member of group '", label, "'");
-    return std::make_unique<ThreadBackend>(static_cast<int>(me - members.begin()),
-                                           static_cast<int>(members.size()),
-                                           registry_.find(members, label));
+    return std::make_unique<ThreadBackend>(
+        place_in(members, label), static_cast<int>(members.size()), registry_.find(members, label));
   }
 
  private:
