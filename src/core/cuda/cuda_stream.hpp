@@ -57,7 +57,9 @@ class CudaStream final : public Stream {
 
 /// The CudaStream behind a stream whose device() is cuda.
 CudaStream& cuda_stream(Stream& stream);
-inline cudaStream_t native(Stream& stream) { return cuda_stream(stream).get(); }
+inline cudaStream_t native(Stream& stream) {
+  return cuda_stream(stream).get();
+}
 
 /// Hands out pieces of the workspace for one kernel call. Counting first, taking second:
 ///   Carver carver;  int* a = carver.take<int>(n);  ...  carver.bytes()

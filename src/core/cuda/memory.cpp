@@ -20,17 +20,21 @@ std::byte* allocate(Allocate allocate, const char* kind, std::string_view owner,
 
 }  // namespace
 
-void free_device(std::byte* memory) noexcept { cudaFree(memory); }
-void free_pinned(std::byte* memory) noexcept { cudaFreeHost(memory); }
+void free_device(std::byte* memory) noexcept {
+  cudaFree(memory);
+}
+void free_pinned(std::byte* memory) noexcept {
+  cudaFreeHost(memory);
+}
 
 DeviceMemory allocate_device(std::string_view owner, int64_t bytes) {
-  return DeviceMemory(allocate([](void** m, size_t n) { return cudaMalloc(m, n); }, "device", owner,
-                               bytes));
+  return DeviceMemory(
+      allocate([](void** m, size_t n) { return cudaMalloc(m, n); }, "device", owner, bytes));
 }
 
 PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes) {
-  return PinnedMemory(allocate([](void** m, size_t n) { return cudaMallocHost(m, n); }, "pinned",
-                               owner, bytes));
+  return PinnedMemory(
+      allocate([](void** m, size_t n) { return cudaMallocHost(m, n); }, "pinned", owner, bytes));
 }
 
 void copy_bytes(void* to, const void* from, int64_t bytes, Stream& stream) {

@@ -12,13 +12,25 @@ namespace {
 
 }  // namespace
 
-int device_count() { return 0; }
-std::unique_ptr<Stream> make_stream(int, int64_t) { refuse(); }
+int device_count() {
+  return 0;
+}
+std::unique_ptr<Stream> make_stream(int, int64_t) {
+  refuse();
+}
 void free_device(std::byte*) noexcept {}
 void free_pinned(std::byte*) noexcept {}
-DeviceMemory allocate_device(std::string_view, int64_t) { refuse(); }
-PinnedMemory allocate_pinned(std::string_view, int64_t) { refuse(); }
-void copy_bytes(void*, const void*, int64_t, Stream&) { refuse(); }
-void set_bytes(std::byte*, uint8_t, int64_t, Stream*) { refuse(); }
+DeviceMemory allocate_device(std::string_view, int64_t) {
+  refuse();
+}
+PinnedMemory allocate_pinned(std::string_view, int64_t) {
+  refuse();
+}
+void copy_bytes(void*, const void*, int64_t, Stream&) {
+  refuse();
+}
+void set_bytes(std::byte*, uint8_t, int64_t, Stream*) {
+  refuse();
+}
 
 }  // namespace weft::cuda

@@ -71,7 +71,9 @@ CudaStream::CudaStream(int device, int64_t workspace_bytes) : workspace_bytes_(w
   workspace_ = allocate_device("workspace of a stream", workspace_bytes);
 }
 
-CudaStream::~CudaStream() { cudaStreamSynchronize(stream_.get()); }
+CudaStream::~CudaStream() {
+  cudaStreamSynchronize(stream_.get());
+}
 
 void CudaStream::enqueue(std::function<void()> work) {
   auto job = std::make_unique<HostWork>(HostWork{std::move(work), failure_});
@@ -79,7 +81,9 @@ void CudaStream::enqueue(std::function<void()> work) {
   static_cast<void>(job.release());  // run_host_work owns it now
 }
 
-Event CudaStream::record() { return Event(std::make_shared<CudaEvent>(stream_.get(), failure_)); }
+Event CudaStream::record() {
+  return Event(std::make_shared<CudaEvent>(stream_.get(), failure_));
+}
 
 void CudaStream::wait(const Event& event) {
   if (const auto* cuda_event = dynamic_cast<const CudaEvent*>(event.state().get())) {

@@ -83,8 +83,8 @@ void squared_sum(const SquaredSumArgs& args, Stream& stream) {
   visit_element(args.x.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_width<T>(flat_in_packs({&args.x}), [&](auto width) {
-      squares<T, decltype(width)::value><<<grid_of(blocks), kThreads, 0, native(stream)>>>(
-          partial, elements<T>(args.x), n);
+      squares<T, decltype(width)::value>
+          <<<grid_of(blocks), kThreads, 0, native(stream)>>>(partial, elements<T>(args.x), n);
     });
   });
   WEFT_CALL(cudaGetLastError());
@@ -93,8 +93,8 @@ void squared_sum(const SquaredSumArgs& args, Stream& stream) {
 }
 
 void adamw(const AdamWArgs& args, Stream& stream) {
-  WEFT_CHECK(args.param.dtype == DType::f32,
-             "master weights and moments are f32 on CUDA, not ", name(args.param.dtype));
+  WEFT_CHECK(args.param.dtype == DType::f32, "master weights and moments are f32 on CUDA, not ",
+             name(args.param.dtype));
   const int64_t n = args.param.numel();
   if (n == 0) return;
   const double beta1_t = std::pow(args.beta1, args.step), beta2_t = std::pow(args.beta2, args.step);

@@ -77,8 +77,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       const int query = own_row(i);
 #pragma unroll
       for (int j = 0; j < kOwn; ++j) {
-        const float p =
-            shared.probability(query, key + own_column(j), score[i][j], block.scale);
+        const float p = shared.probability(query, key + own_column(j), score[i][j], block.scale);
         shared.p.at[query][own_column(j)] = shared.score_gradient(query, p, dp[i][j]);
       }
     }
@@ -159,8 +158,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
   const AttentionBlock& block = args.block;
   if (block.q.numel() == 0 || block.k.numel() == 0) return;
-  const Gradients a{TokenRows::of(args.dq),   TokenRows::of(args.dk),
-                    TokenRows::of(args.dv),   TokenRows::of(args.dout),
+  const Gradients a{TokenRows::of(args.dq),    TokenRows::of(args.dk),
+                    TokenRows::of(args.dv),    TokenRows::of(args.dout),
                     elements<float>(args.lse), elements<float>(args.delta)};
   const unsigned batch = grid_of(block.q.dim(0));
   const dim3 queries(grid_of(ceil_div(block.q.dim(1), kTile)), grid_of(block.q.dim(2)), batch);

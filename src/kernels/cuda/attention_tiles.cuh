@@ -12,7 +12,7 @@ namespace weft::cuda {
 
 inline constexpr int kTile = 64;
 inline constexpr int kTileThreads = 256;
-inline constexpr int kOwn = 4;       // rows, and columns of a [64, 64] product, of a thread
+inline constexpr int kOwn = 4;        // rows, and columns of a [64, 64] product, of a thread
 inline constexpr int kRowLanes = 16;  // threads that share a row
 
 /// [B, T, heads, D] in f32 or bf16, innermost stride 1. Arithmetic is in f32 either way.
@@ -25,7 +25,11 @@ struct TokenRows {
   static TokenRows of(const Tensor& t) {
     WEFT_CHECK(t.device == Device::cuda && (t.dtype == DType::f32 || t.dtype == DType::bf16),
                t.text());
-    return {t.data, t.stride[0], t.stride[1], t.stride[2], t.dtype == DType::bf16,
+    return {t.data,
+            t.stride[0],
+            t.stride[1],
+            t.stride[2],
+            t.dtype == DType::bf16,
             rows_in_packs(t.dim(3), {&t})};
   }
   __device__ int64_t at(int64_t b, int64_t t, int64_t h) const {
@@ -74,8 +78,12 @@ struct ScoreTile {
   float at[kTile][kTile + 4];
 };
 
-__device__ inline int own_row(int i) { return threadIdx.x / kRowLanes * kOwn + i; }
-__device__ inline int own_column(int j) { return threadIdx.x % kRowLanes + kRowLanes * j; }
+__device__ inline int own_row(int i) {
+  return threadIdx.x / kRowLanes * kOwn + i;
+}
+__device__ inline int own_column(int j) {
+  return threadIdx.x % kRowLanes + kRowLanes * j;
+}
 
 /// sum = a b^T over the head width.
 template <int D>

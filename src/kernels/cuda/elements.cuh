@@ -48,8 +48,12 @@ auto visit_element(DType dtype, F&& f) {
   detail::throw_internal(__FILE__, __LINE__, concat("no CUDA arithmetic in ", name(dtype)));
 }
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
 template <class T>
 __device__ T from_float(float x) {
   if constexpr (std::is_same_v<T, bf16>) {
@@ -68,10 +72,16 @@ struct alignas(sizeof(T) * N) Pack {
   T value[N];
 };
 
-/// out = N elements from p, one access; p is aligned to it.
+/// N elements from p, one access; p is aligned to it.
+template <int N, class T>
+__device__ Pack<T, N> load_pack(const T* p) {
+  return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+
+/// The same, in f32.
 template <int N, class T>
 __device__ void load(const T* p, float (&out)[N]) {
-  const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(p);
+  const Pack<T, N> pack = load_pack<N>(p);
 #pragma unroll
   for (int i = 0; i < N; ++i) out[i] = to_float(pack.value[i]);
 }
@@ -116,7 +126,9 @@ void with_width(bool packs, F&& f) {
   }
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 inline unsigned grid_of(int64_t blocks) {
   WEFT_CHECK(blocks > 0 && blocks <= INT32_MAX, blocks, " blocks");

@@ -95,8 +95,7 @@ Preference make_preference(const Shape& s) {
   Preference preference;
   WEFT_CALL(cublasLtMatmulPreferenceCreate(preference.out()));
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t what, auto value) {
-    WEFT_CALL(
-        cublasLtMatmulPreferenceSetAttribute(preference.get(), what, &value, sizeof(value)));
+    WEFT_CALL(cublasLtMatmulPreferenceSetAttribute(preference.get(), what, &value, sizeof(value)));
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(kWorkspace));
   // Split sums are added in f32 and in order; never rounded to the output's type in between.
@@ -165,8 +164,8 @@ void matmul(const MatmulArgs& args, Stream& stream) {
   if (shape.k == 0) {  // an empty sum
     const int64_t size = size_of(args.c.dtype);
     if (!args.accumulate) {
-      WEFT_CALL(cudaMemset2DAsync(args.c.data, shape.ldc * size, 0, shape.n * size, shape.m,
-                                  cuda.get()));
+      WEFT_CALL(
+          cudaMemset2DAsync(args.c.data, shape.ldc * size, 0, shape.n * size, shape.m, cuda.get()));
     }
     return;
   }

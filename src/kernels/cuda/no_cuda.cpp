@@ -16,23 +16,59 @@ namespace {
 
 }  // namespace
 
-void attention_forward(const AttentionForwardArgs&, Stream&) { refuse("attention_forward"); }
-void attention_delta(const AttentionDeltaArgs&, Stream&) { refuse("attention_delta"); }
-void attention_backward(const AttentionBackwardArgs&, Stream&) { refuse("attention_backward"); }
-void cross_entropy(const CrossEntropyArgs&, Stream&) { refuse("cross_entropy"); }
-void matmul(const MatmulArgs&, Stream&) { refuse("matmul"); }
-void squared_sum(const SquaredSumArgs&, Stream&) { refuse("squared_sum"); }
-void adamw(const AdamWArgs&, Stream&) { refuse("adamw"); }
-void rmsnorm_forward(const RmsNormArgs&, Stream&) { refuse("rmsnorm_forward"); }
-void rmsnorm_backward(const RmsNormGradArgs&, Stream&) { refuse("rmsnorm_backward"); }
-void swiglu_forward(const SwigluArgs&, Stream&) { refuse("swiglu_forward"); }
-void swiglu_backward(const SwigluGradArgs&, Stream&) { refuse("swiglu_backward"); }
-void embedding_forward(const EmbeddingArgs&, Stream&) { refuse("embedding_forward"); }
-void embedding_backward(const EmbeddingGradArgs&, Stream&) { refuse("embedding_backward"); }
-void add(const AddArgs&, Stream&) { refuse("add"); }
-void fill(const FillArgs&, Stream&) { refuse("fill"); }
-void copy(const CopyArgs&, Stream&) { refuse("copy"); }
-void rope_table(const RopeTableArgs&, Stream&) { refuse("rope_table"); }
-void rope(const RopeArgs&, Stream&) { refuse("rope"); }
+void attention_forward(const AttentionForwardArgs&, Stream&) {
+  refuse("attention_forward");
+}
+void attention_delta(const AttentionDeltaArgs&, Stream&) {
+  refuse("attention_delta");
+}
+void attention_backward(const AttentionBackwardArgs&, Stream&) {
+  refuse("attention_backward");
+}
+void cross_entropy(const CrossEntropyArgs&, Stream&) {
+  refuse("cross_entropy");
+}
+void matmul(const MatmulArgs&, Stream&) {
+  refuse("matmul");
+}
+void squared_sum(const SquaredSumArgs&, Stream&) {
+  refuse("squared_sum");
+}
+void adamw(const AdamWArgs&, Stream&) {
+  refuse("adamw");
+}
+void rmsnorm_forward(const RmsNormArgs&, Stream&) {
+  refuse("rmsnorm_forward");
+}
+void rmsnorm_backward(const RmsNormGradArgs&, Stream&) {
+  refuse("rmsnorm_backward");
+}
+void swiglu_forward(const SwigluArgs&, Stream&) {
+  refuse("swiglu_forward");
+}
+void swiglu_backward(const SwigluGradArgs&, Stream&) {
+  refuse("swiglu_backward");
+}
+void embedding_forward(const EmbeddingArgs&, Stream&) {
+  refuse("embedding_forward");
+}
+void embedding_backward(const EmbeddingGradArgs&, Stream&) {
+  refuse("embedding_backward");
+}
+void add(const AddArgs&, Stream&) {
+  refuse("add");
+}
+void fill(const FillArgs&, Stream&) {
+  refuse("fill");
+}
+void copy(const CopyArgs&, Stream&) {
+  refuse("copy");
+}
+void rope_table(const RopeTableArgs&, Stream&) {
+  refuse("rope_table");
+}
+void rope(const RopeArgs&, Stream&) {
+  refuse("rope");
+}
 
 }  // namespace weft::cuda

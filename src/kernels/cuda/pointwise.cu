@@ -118,10 +118,10 @@ void swiglu_forward(const SwigluArgs& args, Stream& stream) {
     using T = decltype(zero);
     with_width<T>(flat_in_packs({&args.y, &args.gate, &args.up}), [&](auto width) {
       constexpr int W = decltype(width)::value;
-      launch_map<W>(args.y.numel(),
-                    SwigluForward<T, W>{elements<T>(args.y), elements<T>(args.gate),
-                                        elements<T>(args.up)},
-                    stream);
+      launch_map<W>(
+          args.y.numel(),
+          SwigluForward<T, W>{elements<T>(args.y), elements<T>(args.gate), elements<T>(args.up)},
+          stream);
     });
   });
 }
@@ -133,22 +133,21 @@ void swiglu_backward(const SwigluGradArgs& args, Stream& stream) {
         flat_in_packs({&args.dgate, &args.dup, &args.y, &args.dy, &args.gate, &args.up});
     with_width<T>(packs, [&](auto width) {
       constexpr int W = decltype(width)::value;
-      launch_map<W>(args.dy.numel(),
-                    SwigluBackward<T, W>{elements<T>(args.dgate), elements<T>(args.dup),
-                                         elements<T>(args.y), elements<T>(args.dy),
-                                         elements<T>(args.gate), elements<T>(args.up)},
-                    stream);
+      launch_map<W>(
+          args.dy.numel(),
+          SwigluBackward<T, W>{elements<T>(args.dgate), elements<T>(args.dup), elements<T>(args.y),
+                               elements<T>(args.dy), elements<T>(args.gate), elements<T>(args.up)},
+          stream);
     });
   });
 }
 
 void add(const AddArgs& args, Stream& stream) {
   if (args.y.dtype == DType::f64) {  // sums of losses and norms
-    launch_map<1>(
-        args.y.numel(),
-        Add<double, 1>{elements<double>(args.y), elements<double>(args.a),
-                       elements<double>(args.b)},
-        stream);
+    launch_map<1>(args.y.numel(),
+                  Add<double, 1>{elements<double>(args.y), elements<double>(args.a),
+                                 elements<double>(args.b)},
+                  stream);
     return;
   }
   visit_element(args.y.dtype, [&](auto zero) {
@@ -163,6 +162,7 @@ void add(const AddArgs& args, Stream& stream) {
 }
 
 void fill(const FillArgs& args, Stream& stream) {
+  WEFT_CHECK(args.y.device == Device::cuda, args.y.text(), " is on ", name(args.y.device));
   if (args.value == 0 && !std::signbit(args.value)) {
     set_bytes(args.y.data, 0, args.y.nbytes(), &stream);
   } else if (args.y.dtype == DType::f64) {

@@ -87,9 +87,15 @@ void rope(const RopeArgs& args, Stream& stream) {
     using T = decltype(zero);
     with_width<T>(packs, [&](auto width) {
       constexpr int W = decltype(width)::value;
-      const Rotation r{x.dim(1),           x.dim(2),           half / W,
-                       x.stride[0],        x.stride[1],        x.stride[2],
-                       args.cos.stride[0], args.cos.stride[1], half,
+      const Rotation r{x.dim(1),
+                       x.dim(2),
+                       half / W,
+                       x.stride[0],
+                       x.stride[1],
+                       x.stride[2],
+                       args.cos.stride[0],
+                       args.cos.stride[1],
+                       half,
                        args.inverse ? -1.0f : 1.0f};
       const int64_t n = x.numel() / (2 * W);
       rotate<T, W><<<grid_of(ceil_div(n, kThreads)), kThreads, 0, native(stream)>>>(

@@ -1,0 +1,274 @@
+// The f32 attention kernels against the CPU twin in f64: masks, documents, GQA, key blocks in any
+// order, views of a fused projection; long shards by samples of their rows.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "src/kernels/attention.hpp"
+#include "tests/cuda/cuda_testing.hpp"
+
+namespace weft {
+namespace {
+
+struct Range {
+  int64_t begin, end;
+};
+
+struct Sizes {
+  int64_t batch, heads, kv_heads, dim, queries, keys;
+};
+
+/// Inputs as numbers; the queries are the last ones of the keys' samples.
+struct Problem {
+  Sizes s;
+  DType dtype;
+  Values q, k, v, dout, key_begin, key_end;
+
+  std::vector<int64_t> q_shape() const { return {s.batch, s.queries, s.heads, s.dim}; }
+  std::vector<int64_t> k_shape() const { return {s.batch, s.keys, s.kv_heads, s.dim}; }
+  std::vector<int64_t> row_shape() const { return {s.batch, s.heads, s.queries}; }
+};
+
+Problem problem(DType dtype, const Sizes& s, const KeyIntervals& intervals) {
+  const int64_t nq = s.batch * s.queries * s.heads * s.dim,
+                nk = s.batch * s.keys * s.kv_heads * s.dim;
+  return {s,
+          dtype,
+          random_values(dtype, nq, "q"),
+          random_values(dtype, nk, "k"),
+          random_values(dtype, nk, "v"),
+          random_values(dtype, nq, "dout"),
+          values(intervals.begin),
+          values(intervals.end)};
+}
+
+Problem problem(DType dtype, const Sizes& s, const std::vector<int64_t>& documents, Mask mask) {
+  const std::vector<SegmentMap> samples(s.batch, SegmentMap(s.keys, documents, true));
+  return problem(dtype, s, key_intervals(samples, s.keys - s.queries, s.keys, mask));
+}
+
+struct Result {
+  Values out, lse, dq, dk, dv;
+};
+
+/// The tensors of one side, GPU or CPU. `Make` makes one from (dtype, shape, values).
+template <class Owner, class Make>
+struct Side {
+  Owner q, k, v, dout, begin, end, out, lse, delta, dq, dk, dv, scratch;
+
+  Side(const Problem& p, DType compute, DType wide, const Make& make)
+      : q(make(compute, p.q_shape(), p.q)),
+        k(make(compute, p.k_shape(), p.k)),
+        v(make(compute, p.k_shape(), p.v)),
+        dout(make(compute, p.q_shape(), p.dout)),
+        begin(make(DType::i64, {p.s.batch, p.s.queries}, p.key_begin)),
+        end(make(DType::i64, {p.s.batch, p.s.queries}, p.key_end)),
+        out(make(wide, p.q_shape(), Values(p.q.size(), 0.0))),
+        lse(make(wide, p.row_shape(), Values(p.q.size() / p.s.dim, -kInfinity))),
+        delta(DType(wide), p.row_shape()),
+        dq(make(wide, p.q_shape(), Values(p.q.size(), 0.0))),
+        dk(make(wide, p.k_shape(), Values(p.k.size(), 0.0))),
+        dv(make(wide, p.k_shape(), Values(p.k.size(), 0.0))),
+        scratch(DType::u8, {attention_scratch_bytes(wide, p.s.dim)}) {}
+
+  AttentionBlock block(const Problem& p, Range keys) const {
+    const auto part = [&](const Tensor& t) { return t.slice(1, keys.begin, keys.end); };
+    return {q, part(k), part(v), begin, end, keys.begin, 1 / std::sqrt(double(p.s.dim)), 0};
+  }
+
+  void forward(const Problem& p, const std::vector<Range>& blocks, Stream& stream) const {
+    for (const Range& keys : blocks) {
+      attention_forward({out, lse, scratch, block(p, keys)}, stream);
+    }
+  }
+
+  void backward(const Problem& p, const std::vector<Range>& blocks, Stream& stream) const {
+    attention_delta({delta, out, dout}, stream);
+    for (const Range& keys : blocks) {
+      const auto part = [&](const Tensor& t) { return t.slice(1, keys.begin, keys.end); };
+      attention_backward({dq, part(dk), part(dv), scratch, dout, lse, delta, block(p, keys)},
+                         stream);
+    }
+  }
+};
+
+Owned make_host(DType dtype, const std::vector<int64_t>& shape, const Values& v) {
+  return from_values(dtype, shape, v);
+}
+OnDevice make_device(DType dtype, const std::vector<int64_t>& shape, const Values& v) {
+  return {dtype, shape, v};
+}
+using HostSide = Side<Owned, decltype(&make_host)>;
+using DeviceSide = Side<OnDevice, decltype(&make_device)>;
+
+Result on_host(const Problem& p, const std::vector<Range>& blocks) {
+  const HostSide side(p, DType::f64, DType::f64, &make_host);
+  side.forward(p, blocks, cpu_stream());
+  side.backward(p, blocks, cpu_stream());
+  return {values(side.out), values(side.lse), values(side.dq), values(side.dk), values(side.dv)};
+}
+
+Result on_device(const Problem& p, const std::vector<Range>& blocks) {
+  const auto got = twice([&] {
+    const DeviceSide side(p, p.dtype, DType::f32, &make_device);
+    side.forward(p, blocks, cuda_test_stream());
+    side.backward(p, blocks, cuda_test_stream());
+    return std::vector{device_values(side.out), device_values(side.lse), device_values(side.dq),
+                       device_values(side.dk), device_values(side.dv)};
+  });
+  return {got[0], got[1], got[2], got[3], got[4]};
+}
+
+/// Inputs in bf16 are computed with in f32 all the way: one tolerance.
+constexpr double kTolerance = 1e-5;
+
+void expect_same(const Result& got, const Result& reference) {
+  EXPECT_LE(relative_rms(got.out, reference.out), kTolerance) << "out";
+  EXPECT_LE(relative_rms_of_logs(got.lse, reference.lse), kTolerance) << "lse";
+  const double floor = 0.1 * rms(reference.dv);  // where a query sees one key dq and dk cancel
+  EXPECT_LE(relative_rms(got.dq, reference.dq, floor), kTolerance) << "dq";
+  EXPECT_LE(relative_rms(got.dk, reference.dk, floor), kTolerance) << "dk";
+  EXPECT_LE(relative_rms(got.dv, reference.dv), kTolerance) << "dv";
+}
+
+void check(const Problem& p, const std::vector<Range>& blocks) {
+  expect_same(on_device(p, blocks), on_host(p, {{0, p.s.keys}}));
+}
+
+class CudaAttention : public CudaDtypeTest {};
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaAttention, testing::Values(DType::f32, DType::bf16),
+                         dtype_name);
+
+TEST_P(CudaAttention, MasksAndDocuments) {
+  for (const Mask mask : {Mask{true, 0}, Mask{false, 0}, Mask{true, 50}, Mask{false, 20}}) {
+    for (const std::vector<int64_t>& documents :
+         {std::vector<int64_t>{}, {64}, {1, 63, 65, 130, 299}}) {
+      for (const int64_t dim : {64, 128}) {
+        SCOPED_TRACE(concat("causal ", mask.causal, " window ", mask.window, " documents ",
+                            documents.size(), " D ", dim));
+        const Problem p = problem(dtype(), {2, 2, 1, dim, 300, 300}, documents, mask);
+        check(p, {{0, 300}});
+      }
+    }
+  }
+}
+
+TEST_P(CudaAttention, BlocksInAnyOrder) {
+  const Problem p = problem(dtype(), {1, 4, 2, 64, 150, 500}, {371, 420}, {true, 0});
+  check(p, {{0, 125}, {125, 250}, {250, 375}, {375, 500}});
+  check(p, {{375, 500}, {0, 1}, {1, 1}, {64, 375}, {1, 64}});
+}
+
+TEST_P(CudaAttention, HeadsAndWidths) {
+  for (const Sizes& s : std::vector<Sizes>{{1, 1, 1, 1, 70, 70},
+                                           {2, 3, 1, 3, 65, 65},
+                                           {1, 6, 2, 8, 64, 129},
+                                           {2, 4, 4, 33, 1, 100},
+                                           {1, 2, 1, 96, 63, 128},
+                                           {1, 5, 5, 128, 130, 130}}) {
+    SCOPED_TRACE(concat("H ", s.heads, " G ", s.kv_heads, " D ", s.dim, " Tq ", s.queries));
+    check(problem(dtype(), s, {20}, {true, 0}), {{0, s.keys}});
+  }
+}
+
+TEST_P(CudaAttention, AnyInterval) {  // of no document: some empty, some past both ends
+  const int64_t tokens = 400, queries = 200;
+  const RandomStream random(test_seed(), "intervals");
+  Values begin, end;
+  for (int64_t i = 0; i < 2 * queries; ++i) {
+    begin.push_back(static_cast<double>(random.below(2 * i, tokens + 20)) - 10);
+    end.push_back(begin.back() + static_cast<double>(random.below(2 * i + 1, tokens)) - 40);
+  }
+  const KeyIntervals keys{from_values(DType::i64, {2, queries}, begin),
+                          from_values(DType::i64, {2, queries}, end)};
+  const Problem p = problem(dtype(), {2, 2, 2, 64, queries, tokens}, keys);
+  check(p, {{0, tokens}});
+  check(p, {{200, tokens}, {0, 200}});
+}
+
+TEST_P(CudaAttention, NothingToSeeAndNothingThere) {
+  const KeyIntervals none{filled(DType::i64, {1, 80}, 7), filled(DType::i64, {1, 80}, 7)};
+  const Problem p = problem(dtype(), {1, 2, 1, 64, 80, 80}, none);
+  const Result got = on_device(p, {{0, 80}});
+  for (const Values* x : {&got.out, &got.dq, &got.dk, &got.dv}) EXPECT_EQ(rms(*x), 0);
+  EXPECT_EQ(got.lse, Values(160, -kInfinity));
+  check(problem(dtype(), {1, 2, 1, 64, 0, 10}, {}, {true, 0}), {{0, 10}});
+  check(problem(dtype(), {0, 2, 1, 64, 10, 10}, {}, {true, 0}), {{0, 10}});
+}
+
+TEST_P(CudaAttention, LargeScores) {
+  Problem p = problem(dtype(), {1, 2, 1, 64, 100, 100}, {40}, {true, 0});
+  for (double& x : p.q) x *= 8;  // a power of two: exact in bf16; scores of some 40
+  const Result got = on_device(p, {{0, 100}}), host = on_host(p, {{0, 100}});
+  // A score of 40 rounds by 40 x 6e-8 x sqrt(D) at worst, the relative error of its weight.
+  EXPECT_LE(relative_rms(got.out, host.out), 2e-5);
+  EXPECT_LE(relative_rms(got.lse, host.lse), 1e-5);
+  EXPECT_LE(relative_rms(got.dv, host.dv), 2e-5);
+  EXPECT_LE(relative_rms(got.dk, host.dk), 1e-4);
+  EXPECT_LE(relative_rms(got.dq, host.dq), 1e-4);
+}
+
+/// q, k and v as slices of one projection [B, T, H + 2 G, D].
+TEST_P(CudaAttention, ReadsViewsOfAFusedProjection) {
+  const Sizes s{2, 2, 1, 64, 90, 90};
+  const Problem p = problem(dtype(), s, {}, {true, 0});
+  const OnDevice fused(dtype(), {2, 90, 4, 64});
+  const DeviceSide side(p, dtype(), DType::f32, &make_device);
+  const auto heads = [&](int64_t from, int64_t to) { return fused.view().slice(2, from, to); };
+  const auto put = [&](int64_t from, const Tensor& x) {
+    for (int64_t h = 0; h < x.dim(2); ++h) {
+      for (int64_t b = 0; b < 2; ++b) {
+        for (int64_t t = 0; t < 90; ++t) {
+          const auto at = [&](const Tensor& y, int64_t head) {
+            return y.data +
+                   (b * y.stride[0] + t * y.stride[1] + head * y.stride[2]) * size_of(dtype());
+          };
+          cuda::copy_bytes(at(fused, from + h), at(x, h), 64 * size_of(dtype()),
+                           cuda_test_stream());
+        }
+      }
+    }
+  };
+  put(0, side.q), put(2, side.k), put(3, side.v);
+  AttentionBlock block = side.block(p, {0, 90});
+  block.q = heads(0, 2), block.k = heads(2, 3), block.v = heads(3, 4);
+  attention_forward({side.out, side.lse, side.scratch, block}, cuda_test_stream());
+  EXPECT_LE(relative_rms(device_values(side.out), on_host(p, {{0, 90}}).out), kTolerance);
+}
+
+/// `Range` of dim 1 of a [B, T, heads, D] tensor, or of dim 2 of rows, as numbers.
+Values part(const Values& x, const std::vector<int64_t>& shape, int dim, Range range) {
+  return values(f64(shape, x).view().slice(dim, range.begin, range.end));
+}
+
+TEST_P(CudaAttention, LongShardsBySamplesOfRows) {
+  for (const int64_t dim : {64, 128}) {
+    const Sizes s{1, 2, 1, dim, 4096, 4096};
+    const Problem p = problem(dtype(), s, {1000, 1003, 2900}, {true, 0});
+    const Result got = on_device(p, {{0, 2048}, {2048, 4096}});
+    for (const Range range : std::vector<Range>{{0, 40}, {1990, 2060}, {4000, 4096}}) {
+      SCOPED_TRACE(concat("D ", dim, " rows from ", range.begin));
+      Problem rows = p;  // these queries, all keys
+      rows.s.queries = range.end - range.begin;
+      rows.q = part(p.q, p.q_shape(), 1, range);
+      rows.dout = part(p.dout, p.q_shape(), 1, range);
+      rows.key_begin = part(p.key_begin, {1, s.queries}, 1, range);
+      rows.key_end = part(p.key_end, {1, s.queries}, 1, range);
+      const Result host = on_host(rows, {{0, s.keys}});
+      EXPECT_LE(relative_rms(part(got.out, p.q_shape(), 1, range), host.out), kTolerance);
+      EXPECT_LE(relative_rms(part(got.lse, p.row_shape(), 2, range), host.lse), kTolerance);
+      EXPECT_LE(relative_rms(part(got.dq, p.q_shape(), 1, range), host.dq, 0.1), kTolerance);
+      // These keys, all queries, from the GPU's lse and out.
+      const HostSide all(p, DType::f64, DType::f64, &make_host);
+      assign(all.out, got.out);
+      assign(all.lse, got.lse);
+      all.backward(p, {range}, cpu_stream());
+      const auto keys = [&](const Values& x) { return part(x, p.k_shape(), 1, range); };
+      EXPECT_LE(relative_rms(keys(got.dk), keys(values(all.dk)), 0.1), kTolerance);
+      EXPECT_LE(relative_rms(keys(got.dv), keys(values(all.dv))), kTolerance);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weft

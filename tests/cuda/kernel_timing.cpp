@@ -1,0 +1,264 @@
+// Time of every CUDA kernel at the shapes of a one-billion-parameter decoder, beside its floor: the
+// bytes of cost() at the rate of a copy, or its FLOPs at the rate of a large product, both measured
+// in the same run. Medians of 20 after 3 warm-ups. Not a test: it compares with nothing.
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+
+#include "src/core/cuda/cuda_stream.hpp"
+#include "src/core/cuda/stream.hpp"
+#include "src/kernels/attention.hpp"
+#include "src/kernels/loss.hpp"
+#include "src/kernels/matmul.hpp"
+#include "src/kernels/optimizer.hpp"
+#include "src/kernels/pointwise.hpp"
+#include "src/kernels/rope.hpp"
+#include "src/tensor/arena.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+namespace {
+
+using TimeEvent = Handle<cudaEvent_t, cudaEventDestroy>;
+
+class Bench {
+ public:
+  Bench() : stream_(cuda::make_stream(0)), arena_("timing", Device::cuda, int64_t{40} << 30) {}
+
+  Stream& stream() { return *stream_; }
+  Arena& arena() { return arena_; }
+
+  /// A tensor of normals times `scale`; f32 and bf16. A few thousand fresh ones, repeated.
+  Tensor normals(DType dtype, std::initializer_list<int64_t> shape, double scale = 1) {
+    const Tensor t = arena_.allocate("normals", dtype, shape);
+    const Values32 numbers = pattern(scale);
+    std::vector<std::byte> host(t.nbytes());
+    for (int64_t i = 0; i < t.numel(); ++i) {
+      const float x = numbers[i % numbers.size()];
+      const auto bits = std::bit_cast<uint32_t>(x);
+      if (dtype == DType::bf16) {
+        reinterpret_cast<uint16_t*>(host.data())[i] = static_cast<uint16_t>((bits + 0x8000) >> 16);
+      } else {
+        reinterpret_cast<float*>(host.data())[i] = x;
+      }
+    }
+    cuda::copy_bytes(t.data, host.data(), t.nbytes(), *stream_);
+    stream_->record().wait();
+    return t;
+  }
+
+  Tensor zeros(DType dtype, std::initializer_list<int64_t> shape) {
+    const Tensor t = arena_.allocate("zeros", dtype, shape);
+    cuda::set_bytes(t.data, 0, t.nbytes(), stream_.get());
+    return t;
+  }
+
+  template <class T>
+  Tensor from(DType dtype, std::initializer_list<int64_t> shape, const std::vector<T>& source) {
+    const Tensor t = arena_.allocate("given", dtype, shape);
+    cuda::copy_bytes(t.data, source.data(), t.nbytes(), *stream_);
+    stream_->record().wait();
+    return t;
+  }
+
+  /// Median milliseconds of `work`, which enqueues on stream().
+  double time(const std::function<void()>& work, int runs = 20) {
+    for (int i = 0; i < 3; ++i) work();
+    std::vector<double> times;
+    for (int i = 0; i < runs; ++i) {
+      TimeEvent start, stop;
+      WEFT_CALL(cudaEventCreate(start.out()));
+      WEFT_CALL(cudaEventCreate(stop.out()));
+      WEFT_CALL(cudaEventRecord(start.get(), cuda::native(*stream_)));
+      work();
+      WEFT_CALL(cudaEventRecord(stop.get(), cuda::native(*stream_)));
+      WEFT_CALL(cudaEventSynchronize(stop.get()));
+      float ms = 0;
+      WEFT_CALL(cudaEventElapsedTime(&ms, start.get(), stop.get()));
+      times.push_back(ms);
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  }
+
+  void rates(double bytes_per_ms, double flops_per_ms) {
+    bytes_per_ms_ = bytes_per_ms;
+    flops_per_ms_ = flops_per_ms;
+  }
+
+  template <class Args>
+  void row(const char* what, void (*kernel)(const Args&, Stream&), const Args& args,
+           bool tensor_cores = false, int runs = 20) {
+    const Cost c = cost(args);
+    const double ms = time([&] { kernel(args, *stream_); }, runs);
+    const double floor =
+        std::max(c.bytes / bytes_per_ms_, tensor_cores ? c.flops / flops_per_ms_ : 0.0);
+    std::printf("%-44s %9.4f ms  floor %9.4f ms  share %5.1f %%  %8.2f TFLOP/s\n", what, ms, floor,
+                100 * floor / ms, c.flops / ms * 1e-9);
+  }
+
+ private:
+  using Values32 = std::vector<float>;
+  static Values32 pattern(double scale) {
+    Values32 out;
+    for (const double x : normal_values(1 << 16, "timing"))
+      out.push_back(static_cast<float>(scale * x));
+    out.resize((1 << 16) - 3);  // an odd length, so that rows differ
+    return out;
+  }
+
+  std::unique_ptr<Stream> stream_;
+  Arena arena_;
+  double bytes_per_ms_ = 1, flops_per_ms_ = 1;
+};
+
+constexpr int64_t kTokens = 65536, kWidth = 2048, kHidden = 8192, kVocab = 128256;
+constexpr DType kHalf = DType::bf16;
+
+void measure_rates(Bench& bench) {
+  const Scope scope(bench.arena());
+  const int64_t bytes = int64_t{4} << 30;
+  const Tensor x = bench.arena().allocate("x", DType::u8, {bytes});
+  const Tensor y = bench.arena().allocate("y", DType::u8, {bytes});
+  const double copy_ms = bench.time([&] { copy({y, x}, bench.stream()); });
+  const Tensor a = bench.normals(kHalf, {8192, 8192}), b = bench.normals(kHalf, {8192, 8192});
+  const Tensor c = bench.zeros(kHalf, {8192, 8192});
+  const MatmulArgs product{c, a, b, false, true};
+  const double ms = bench.time([&] { matmul(product, bench.stream()); });
+  bench.rates(2.0 * bytes / copy_ms, cost(product).flops / ms);
+  std::printf("copy %.3f TB/s, bf16 product 8192^3 %.1f TFLOP/s\n", 2e-9 * bytes / copy_ms,
+              cost(product).flops / ms * 1e-9);
+}
+
+void time_products(Bench& bench) {
+  const Scope scope(bench.arena());
+  const int64_t t = 16384;
+  const Tensor x = bench.normals(kHalf, {t, kWidth}), w = bench.normals(kHalf, {kHidden, kWidth});
+  const Tensor y = bench.normals(kHalf, {t, kHidden});
+  const Tensor dx = bench.zeros(kHalf, {t, kWidth}),
+               dw = bench.zeros(DType::f32, {kHidden, kWidth});
+  bench.row("matmul y = x w^T, bf16, 16384x8192x2048", matmul, {y, x, w, false, true}, true);
+  bench.row("matmul dx = dy w", matmul, {dx, y, w}, true);
+  bench.row("matmul dw += dy^T x, f32", matmul, {dw, y, x, true, false, true}, true);
+  const Tensor a = bench.normals(DType::f32, {4096, 4096}),
+               b = bench.normals(DType::f32, {4096, 4096});
+  bench.row("matmul f32 4096^3", matmul,
+            {bench.zeros(DType::f32, {4096, 4096}), a, b, false, true});
+}
+
+void time_rows(Bench& bench) {
+  const Scope scope(bench.arena());
+  const Tensor x = bench.normals(kHalf, {kTokens, kWidth}),
+               y = bench.normals(kHalf, {kTokens, kWidth});
+  const Tensor dx = bench.zeros(kHalf, {kTokens, kWidth}), weight = bench.normals(kHalf, {kWidth});
+  const Tensor rstd = bench.zeros(DType::f32, {kTokens}), dw = bench.zeros(DType::f32, {kWidth});
+  bench.row("rmsnorm_forward", rmsnorm_forward, {y, rstd, x, weight});
+  bench.row("rmsnorm_backward", rmsnorm_backward, {dx, dw, y, x, rstd, weight});
+  bench.row("add", add, {dx, x, y});
+  bench.row("fill", fill, {dx, 1.0});
+  const Tensor head = x.reshape({kTokens / 64, 64, kWidth});
+  bench.row("copy, strided halves", copy,
+            {y.reshape({kTokens / 64, 64, kWidth}).slice(2, 0, 1024), head.slice(2, 1024, 2048)});
+  const auto frequencies = rope_frequencies({}, 128);
+  std::vector<int64_t> at(kTokens);
+  for (int64_t i = 0; i < kTokens; ++i) at[i] = i;
+  const Tensor positions = bench.from(DType::i64, {1, kTokens}, at);
+  const Tensor cos = bench.zeros(DType::f32, {1, kTokens, 64}),
+               sin = bench.zeros(DType::f32, {1, kTokens, 64});
+  bench.row("rope_table", rope_table, {cos, sin, positions, &frequencies});
+  bench.row("rope, 16 heads of 128", rope, {x.reshape({1, kTokens, 16, 128}), cos, sin});
+  std::vector<int32_t> ids(kTokens);
+  const RandomStream random(5, "ids");
+  for (int64_t i = 0; i < kTokens; ++i) {  // small ids often, as words of a language are
+    ids[i] = static_cast<int32_t>(kVocab * std::pow(random.uniform(i), 6));
+  }
+  const Tensor tokens = bench.from(DType::i32, {kTokens}, ids);
+  const Tensor table = bench.normals(kHalf, {kVocab, kWidth});
+  const Tensor dtable = bench.zeros(DType::f32, {kVocab, kWidth});
+  bench.row("embedding_forward", embedding_forward, {y, table, tokens});
+  bench.row("embedding_backward, f32 table", embedding_backward, {dtable, y, tokens});
+}
+
+void time_wide(Bench& bench) {
+  const Scope scope(bench.arena());
+  const std::initializer_list<int64_t> shape = {kTokens, kHidden};
+  const Tensor gate = bench.normals(kHalf, shape), up = bench.normals(kHalf, shape);
+  const Tensor dy = bench.normals(kHalf, shape), y = bench.zeros(kHalf, shape);
+  const Tensor dgate = bench.zeros(kHalf, shape), dup = bench.zeros(kHalf, shape);
+  bench.row("swiglu_forward", swiglu_forward, {y, gate, up});
+  bench.row("swiglu_backward", swiglu_backward, {dgate, dup, y, dy, gate, up});
+}
+
+void time_loss(Bench& bench) {
+  const Scope scope(bench.arena());
+  const Tensor logits = bench.normals(kHalf, {2048, kVocab}), sum = bench.zeros(DType::f64, {1});
+  std::vector<int32_t> labels(2048);
+  for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<int32_t>(i * 61);
+  const Tensor t = bench.from(DType::i32, {2048}, labels);
+  bench.row("cross_entropy, loss only", cross_entropy, {sum, logits, t, 1e-4, false});
+  bench.row("cross_entropy with gradient", cross_entropy, {sum, logits, t, 1e-4, true});
+}
+
+void time_optimizer(Bench& bench) {
+  const Scope scope(bench.arena());
+  const int64_t n = int64_t{1} << 28;
+  const Tensor p = bench.normals(DType::f32, {n}), g = bench.normals(DType::f32, {n});
+  const Tensor m = bench.zeros(DType::f32, {n}), v = bench.zeros(DType::f32, {n});
+  const Tensor norm = bench.zeros(DType::f64, {1});
+  bench.row("squared_sum, 268 M", squared_sum, {norm, g});
+  bench.row("adamw, 268 M", adamw, {p, m, v, g, norm, 1.0, 1e-4});
+}
+
+void time_attention(Bench& bench, int64_t dim) {
+  const Scope scope(bench.arena());
+  const int64_t t = 8192, heads = 2048 / dim;
+  std::vector<int64_t> begin(t, 0), end(t);
+  for (int64_t i = 0; i < t; ++i) end[i] = i + 1;
+  const Tensor q = bench.normals(DType::f32, {1, t, heads, dim}),
+               k = bench.normals(DType::f32, {1, t, heads, dim});
+  const Tensor v = bench.normals(DType::f32, {1, t, heads, dim}),
+               dout = bench.normals(DType::f32, {1, t, heads, dim});
+  const Tensor out = bench.zeros(DType::f32, {1, t, heads, dim}),
+               dq = bench.zeros(DType::f32, {1, t, heads, dim});
+  const Tensor dk = bench.zeros(DType::f32, {1, t, heads, dim}),
+               dv = bench.zeros(DType::f32, {1, t, heads, dim});
+  const Tensor lse = bench.zeros(DType::f32, {1, heads, t}),
+               delta = bench.zeros(DType::f32, {1, heads, t});
+  const Tensor scratch =
+      bench.arena().allocate("scratch", DType::u8, {attention_scratch_bytes(DType::f32, dim)});
+  const AttentionBlock block{q,
+                             k,
+                             v,
+                             bench.from(DType::i64, {1, t}, begin),
+                             bench.from(DType::i64, {1, t}, end),
+                             0,
+                             1 / std::sqrt(double(dim)),
+                             causal_pairs(0, t, 0, t)};
+  std::printf("attention f32 causal, T %ld, %ld heads of %ld (f32 FFMA peak about 60 TFLOP/s)\n",
+              static_cast<long>(t), static_cast<long>(heads), static_cast<long>(dim));
+  bench.row("  attention_forward", attention_forward, {out, lse, scratch, block}, false, 5);
+  bench.row("  attention_delta", attention_delta, {delta, out, dout});
+  bench.row("  attention_backward", attention_backward,
+            {dq, dk, dv, scratch, dout, lse, delta, block}, false, 5);
+}
+
+}  // namespace
+}  // namespace weft
+
+int main() {
+  if (weft::cuda::device_count() == 0) {
+    std::puts("no GPU");
+    return 0;
+  }
+  weft::Bench bench;
+  weft::measure_rates(bench);
+  weft::time_products(bench);
+  weft::time_rows(bench);
+  weft::time_wide(bench);
+  weft::time_loss(bench);
+  weft::time_optimizer(bench);
+  weft::time_attention(bench, 64);
+  weft::time_attention(bench, 128);
+}
