@@ -8,6 +8,8 @@ preset=${1:-cpu}
 shift || true
 mkdir -p build
 tools/install_dependencies.sh
+# Clones in other folders share one compiler cache.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=true
 cmake --preset "$preset" >build/configure.log 2>&1 || { cat build/configure.log >&2; exit 1; }
 targets=()
 [ $# -eq 0 ] || targets=(--target "$@")
