@@ -220,6 +220,10 @@ std::vector<Entry> parse(std::string_view text, std::string_view file_name) {
     while (parser.HandleNextDocument(builder)) {
     }
   } catch (const YAML::Exception& e) {
+    // The library's versions word this one differently.
+    if (e.msg.find("anchor is not defined") != std::string::npos) {
+      builder.fail(e.mark.line, "expected a value without aliases, got an alias");
+    }
     std::string reason = e.msg;  // may repeat a character of the file
     std::replace_if(
         reason.begin(), reason.end(), [](unsigned char c) { return c < 0x20; }, '?');
