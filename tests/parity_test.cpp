@@ -170,11 +170,7 @@ class SkipsABlock final : public FlawedRing {
 };
 
 TEST(Mutant, ASkippedBlockIsFound) {
-  const AttentionStrategy strategy{
-      "skips", "", [] { return std::unique_ptr<AttentionParallel>(new SkipsABlock); }};
-  RecordingHooks hooks;
-  hooks.attention = &strategy;
-  const ParityReport report = report_of(hooks);
+  const ParityReport report = report_of_flawed<SkipsABlock>();
   EXPECT_FALSE(report.ok);
   EXPECT_EQ(report.first, "layers.3");
   EXPECT_EQ(report.first_tensor, "layers.3.out");
@@ -207,11 +203,7 @@ class SwapsRanks final : public FlawedRing {
 };
 
 TEST(Mutant, ASwappedPairOfRanksIsFound) {
-  const AttentionStrategy strategy{
-      "swaps", "", [] { return std::unique_ptr<AttentionParallel>(new SwapsRanks); }};
-  RecordingHooks hooks;
-  hooks.attention = &strategy;
-  const ParityReport report = report_of(hooks);
+  const ParityReport report = report_of_flawed<SwapsRanks>();
   EXPECT_FALSE(report.ok);
   EXPECT_EQ(report.first, "layers.3");
   EXPECT_EQ(report.first_tensor, "layers.3.out");
