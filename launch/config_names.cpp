@@ -17,7 +17,6 @@ const std::vector<NotBuilt>& not_built() {
       {"model.layer_pattern", {"L", "G"}, "", "layers are softmax attention, * and W"},
       {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
-      {"sequence.attention", {"rsa", "lightseq", "allgather", "ulysses"}, "", "there is ring"},
       {"sequence.state", {}, "", "there are no linear mixers yet"},
       {"sequence.zeco_blocks", {}, "", "there are no linear mixers yet"},
       {"sequence.group", {}, "", "there are no linear mixers yet"},

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "launch/config_rows.hpp"
+#include "parallel/sequence/strategies.hpp"
 
 namespace weft {
 namespace {
@@ -87,13 +88,24 @@ Field mesh_order() {
           .write = write};
 }
 
+/// What sequence.attention may say.
+const std::vector<std::string>& attention_names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const AttentionStrategy& strategy : attention_strategies()) all.push_back(strategy.name);
+    all.push_back("auto");
+    return all;
+  }();
+  return names;
+}
+
 Field attention() {
-  static const std::vector<std::string> kNames{"ring", "auto"};
   const auto read = [](Config& config, const Value& value) {
     const std::vector<Value> items = value.kind == Kind::list ? value.items : std::vector{value};
     std::vector<std::string> names;
     for (const Value& item : items) {
-      if (std::count(kNames.begin(), kNames.end(), item.text) == 0) return false;
+      if (std::count(attention_names().begin(), attention_names().end(), item.text) == 0)
+        return false;
       names.push_back(item.text);
     }
     if (names.empty()) return false;
@@ -105,9 +117,11 @@ Field attention() {
     return names.size() == 1 ? names[0] : fmt::format("[{}]", fmt::join(names, ", "));
   };
   return {.key = "sequence.attention",
-          .type = "ring or auto, or a list of them",
-          .doc = "how softmax attention crosses ranks: one name, or one a softmax layer",
-          .choices = kNames,
+          .type = fmt::format("{}, or a list of them", fmt::join(attention_names(), ", ")),
+          .doc =
+              "how softmax attention crosses ranks: one name, or one a softmax layer; auto = the "
+              "fewest bytes, then the fewest calls",
+          .choices = attention_names(),
           .read = read,
           .write = write};
 }

@@ -163,6 +163,11 @@ void TrainRun::describe(const Trainer& trainer) const {
                    plan_.memory.state >> 10, ", frames ", plan_.memory.frames >> 10, ", scratch ",
                    plan_.memory.scratch >> 10, "); matrix products: ", matmul_rate_ / 1e9,
                    " GFLOP/s over all ranks"));
+  std::string attention;
+  for (const AttentionStrategy* strategy : named_strategies(config_)) {
+    attention += concat(attention.empty() ? "" : ", ", strategy->name);
+  }
+  log::info(concat("weft: attention along the sequence axis: ", attention));
   log::info(concat("weft: writing to ", folder_));
 }
 

@@ -24,15 +24,6 @@ std::unique_ptr<Stream> make_compute_stream(Device device, std::map<std::string,
   return make_meta_stream([&kernels](const KernelCall& call) { kernels[call.name] += call.cost; });
 }
 
-/// One strategy for all softmax layers, or one for each of them.
-std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
-  std::vector<const AttentionStrategy*> strategies;
-  for (const std::string& name : config.sequence.attention) {
-    strategies.push_back(&attention_strategy(name));
-  }
-  return strategies;
-}
-
 }  // namespace
 
 void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
@@ -149,6 +140,24 @@ std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at) {
          .labels = {}});
   }
   return batches;
+}
+
+std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
+  const auto cheapest = [&] {
+    return &cheapest_strategy(
+        {.batch = config.train.micro_batch_size,
+         .cuts = Cuts::even(config.data.seq_length, config.mesh.along(Axis::sequence)),
+         .heads = config.model.num_attention_heads,
+         .kv_heads = config.model.num_key_value_heads,
+         .head_dim = config.model.head_dim,
+         .dtype = config.train.precision,
+         .causal = config.model.causal});
+  };
+  std::vector<const AttentionStrategy*> strategies;
+  for (const std::string& name : config.sequence.attention) {
+    strategies.push_back(name == "auto" ? cheapest() : &attention_strategy(name));
+  }
+  return strategies;
 }
 
 StepPlan plan_step(const Config& config, int rank) {

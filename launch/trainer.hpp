@@ -93,6 +93,9 @@ class Trainer {
   std::function<void()> before_update_;
 };
 
+/// The strategies of sequence.attention; for auto the one that cheapest_strategy names.
+std::vector<const AttentionStrategy*> named_strategies(const Config& config);
+
 /// Runs one step of `rank` on the meta device.
 StepPlan plan_step(const Config& config, int rank);
 

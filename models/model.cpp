@@ -10,6 +10,8 @@ constexpr const char* kInputs[] = {"tokens",  "labels", "positions", "key begin"
                                    "key end", "cos",    "sin"};
 /// And after them, where the pattern has a W: what its queries see ends as "key end" says.
 constexpr const char* kWindow = "window begin";
+/// And where a strategy needs them, of all tokens of the sequences.
+constexpr const char* kAllKeys[] = {"all key begin", "all key end"};
 
 /// Positions and visible keys of the shard's tokens, from the documents of the whole sequences.
 void fill_positions(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
@@ -22,6 +24,22 @@ void fill_positions(std::span<const SegmentMap> segments, bool causal, const Fra
       *position++ = map.position(t);
       *key_begin++ = map.document_begin(t);
       *key_end++ = causal ? t + 1 : map.document_end(t);
+    }
+  }
+}
+
+/// What the queries of all tokens see, [B, N], a document at a time.
+void fill_all_keys(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
+  int64_t* key_begin = frame.peek(kAllKeys[0]).as<int64_t>();
+  int64_t* key_end = frame.peek(kAllKeys[1]).as<int64_t>();
+  for (const SegmentMap& map : segments) {
+    for (int64_t begin = 0; begin < map.tokens();) {
+      const int64_t end = map.document_end(begin);
+      for (int64_t t = begin; t < end; ++t) {
+        *key_begin++ = begin;
+        *key_end++ = causal ? t + 1 : end;
+      }
+      begin = end;
     }
   }
 }
@@ -48,7 +66,9 @@ Model::Model(const ModelConfig& config, const std::vector<const AttentionStrateg
     // Layers of other letters do not look at what they are given.
     const size_t which = std::min(softmax_layers, attention.size() - 1);
     layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, *attention.at(which)));
-    if (config_.mixer_of(layer) == '*') ++softmax_layers;
+    if (config_.mixer_of(layer) != '*') continue;
+    all_intervals_ |= attention.at(which)->reads_all_intervals;
+    ++softmax_layers;
   }
   WEFT_CHECK(attention.size() == 1 || attention.size() == softmax_layers, attention.size(),
              " strategies for ", softmax_layers, " softmax layers");
@@ -77,6 +97,9 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
   const Tensor sin = frame.push(kInputs[6], ctx.dtype, {B, T, half});
   const bool windows = config_.has_mixer('W');
   if (windows) frame.push(kWindow, DType::i64, {B, T});
+  if (all_intervals_) {
+    for (const char* slot : kAllKeys) frame.push(slot, DType::i64, {B, frame.cuts().total()});
+  }
   if (ctx.compute.device() != Device::meta) {
     WEFT_CHECK(std::ssize(shard.segments) == B && std::ssize(shard.tokens) == B * T &&
                    std::ssize(shard.labels) == B * T,
@@ -85,6 +108,7 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
     std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
     fill_positions(shard.segments, config_.causal, frame);
     if (windows) fill_windows(config_.window, frame);
+    if (all_intervals_) fill_all_keys(shard.segments, config_.causal, frame);
     ctx.observe("positions", frame.peek("positions"));
   }
   rope_table(
@@ -106,6 +130,9 @@ void Model::backward(Frame& frame, StepContext& ctx) {
     (*layer)->backward(d, frame, ctx);
   }
   embedding_.backward(d, frame, ctx);
+  if (all_intervals_) {
+    for (auto slot = std::rbegin(kAllKeys); slot != std::rend(kAllKeys); ++slot) frame.pop(*slot);
+  }
   if (config_.has_mixer('W')) frame.pop(kWindow);
   for (auto slot = std::rbegin(kInputs); slot != std::rend(kInputs); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");

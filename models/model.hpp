@@ -41,6 +41,7 @@ class Model {
 
  private:
   ModelConfig config_;
+  bool all_intervals_ = false;       // some strategy computes for queries of other ranks
   std::vector<double> frequencies_;  // rotary, D/2
   Embedding embedding_;
   std::vector<std::unique_ptr<DecoderLayer>> layers_;

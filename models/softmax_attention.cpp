@@ -36,7 +36,9 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
           .causal = causal_,
           .window = window_,
           .layer = layer_,
-          .micro_batch = frame.micro_batch()};
+          .micro_batch = frame.micro_batch(),
+          .all_key_begin = frame.find("all key begin"),
+          .all_key_end = frame.find("all key end")};
 }
 
 void SoftmaxAttention::rotate(const Tensor& heads, bool inverse, const Frame& frame,

@@ -23,11 +23,16 @@ Tensor Frame::pop(const char* slot) {
   return top.tensor;
 }
 
-Tensor Frame::peek(const char* slot) const {
+Tensor Frame::find(const char* slot) const {
   const auto found = std::find_if(slots_.rbegin(), slots_.rend(),
                                   [&](const Slot& s) { return std::string_view(s.name) == slot; });
-  WEFT_CHECK(found != slots_.rend(), "no slot '", slot, "'");
-  return found->tensor;
+  return found == slots_.rend() ? Tensor{} : found->tensor;
+}
+
+Tensor Frame::peek(const char* slot) const {
+  const Tensor tensor = find(slot);
+  WEFT_CHECK(tensor, "no slot '", slot, "'");
+  return tensor;
 }
 
 }  // namespace weft

@@ -37,6 +37,8 @@ class Frame {
   Tensor pop(const char* slot);
   /// A slot of this frame that stays; the latest of that name.
   Tensor peek(const char* slot) const;
+  /// The same, or an absent tensor where there is none.
+  Tensor find(const char* slot) const;
   bool empty() const { return slots_.empty(); }
 
  private:

@@ -48,7 +48,9 @@ StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const Att
                                .causal = causal,
                                .window = window,
                                .layer = 0,
-                               .micro_batch = 0};
+                               .micro_batch = 0,
+                               .all_key_begin = p.keys.begin,
+                               .all_key_end = p.keys.end};
     const auto strategy = make();
     strategy->forward(shard, out, lse, rank.context);
     strategy->backward(shard, out, lse, dout, {.dq = dq, .dk = dk, .dv = dv}, rank.context);

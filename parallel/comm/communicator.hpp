@@ -34,8 +34,12 @@ class Communicator {
   int rank() const { return backend_->rank(); }
   int size() const { return backend_->size(); }
   int next() const { return (rank() + 1) % size(); }
-  int prev() const { return (rank() + size() - 1) % size(); }
+  int prev() const { return before(1); }
+  /// The rank `distance` places before this one on the ring of ranks; 0 <= distance <= size.
+  int before(int distance) const { return (rank() + size() - distance) % size(); }
   const std::string& group() const { return group_; }
+  /// Calls so far, those of a group of one and of the meta device included.
+  int64_t calls() const { return static_cast<int64_t>(calls_); }
 
   /// Point-to-point messages, all at once.
   Event exchange(std::vector<Message> messages, const Tag& tag, Stream& after);

@@ -8,6 +8,8 @@ const char* name(Tag::Purpose purpose) {
   switch (purpose) {
     case Tag::Purpose::attention:
       return "attention";
+    case Tag::Purpose::balance:
+      return "balance";
     case Tag::Purpose::gradient:
       return "gradient";
     case Tag::Purpose::parameter:

@@ -19,6 +19,9 @@ struct AttentionShard {
   int64_t window = 0;         // query t sees at most the keys (t - window, t]; 0: no such bound
   int layer;
   int micro_batch;
+  /// [B, N] i64, the same of all tokens of the sequence, for a strategy that reads_all_intervals:
+  /// one that computes for queries of other ranks. Every rank knows all documents; nothing travels.
+  Tensor all_key_begin = {}, all_key_end = {};
 };
 
 struct AttentionGradients {

@@ -13,11 +13,9 @@
 #include "parallel/sequence/halo.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <utility>
 
+#include "parallel/sequence/attention_blocks.hpp"
 #include "parallel/sequence/strategies.hpp"
-#include "src/kernels/attention.hpp"
 #include "src/kernels/pointwise.hpp"
 
 namespace weft {
@@ -29,18 +27,6 @@ int64_t first_seen(const Cuts& cuts, int64_t window, int owner, int reader) {
   return std::clamp(cuts.begin(reader) - (window - 1), cuts.begin(owner), cuts.end(owner));
 }
 
-/// Keys and values, or their gradients.
-struct KeyValue {
-  Tensor k, v;
-};
-
-/// [B, T, ...] seen as [T, B, ...], or back.
-Tensor swapped(Tensor t) {
-  std::swap(t.shape[0], t.shape[1]);
-  std::swap(t.stride[0], t.stride[1]);
-  return t;
-}
-
 /// One pass over a shard: what travels and where it lies. Buffers last as long as the caller's
 /// scope of the scratch arena.
 class HaloPass {
@@ -48,7 +34,7 @@ class HaloPass {
   HaloPass(const AttentionShard& shard, Tag::Pass pass, StepContext& ctx)
       : shard_(shard),
         ctx_(ctx),
-        tag_{shard.layer, Tag::Purpose::attention, pass, shard.micro_batch},
+        tag_(attention_tag(shard, pass)),
         rank_(ctx.mesh.along(Axis::sequence).rank()),
         receives_(halo_pieces(shard.cuts, shard.window, rank_)),
         sends_(halo_sends(shard.cuts, shard.window, rank_)),
@@ -98,23 +84,15 @@ class HaloPass {
     add_to_tail(own.v, parts, &KeyValue::v);
   }
 
-  AttentionBlock own_block() const { return block(shard_.k, shard_.v, begin_, end_); }
+  AttentionBlock own_block() const {
+    return block_of(shard_, own_queries(shard_, ctx_), {shard_.k, shard_.v}, begin_);
+  }
   AttentionBlock halo_block(const KeyValue& halo) const {
-    return block(swapped(halo.k), swapped(halo.v), halo_begin_, begin_);
+    return block_of(shard_, own_queries(shard_, ctx_), {swapped(halo.k), swapped(halo.v)},
+                    halo_begin_);
   }
 
  private:
-  AttentionBlock block(const Tensor& k, const Tensor& v, int64_t from, int64_t to) const {
-    return {.q = shard_.q,
-            .k = k,
-            .v = v,
-            .key_begin = shard_.key_begin,
-            .key_end = shard_.key_end,
-            .first_key = from,
-            .scale = shard_.scale,
-            .pairs = window_pairs(begin_, end_, from, to, shard_.window)};
-  }
-
   KeyValue buffers(int64_t tokens, DType dtype) const {
     const auto make = [&] {
       return ctx_.scratch.allocate("halo", dtype,
@@ -161,11 +139,6 @@ class HaloPass {
   int64_t tail_begin_;   // others see our tokens [tail_begin_, end_)
 };
 
-Tensor attention_scratch(const AttentionShard& shard, StepContext& ctx) {
-  return ctx.scratch.allocate("attention tiles", DType::u8,
-                              {attention_scratch_bytes(shard.q.dtype, shard.q.dim(3))});
-}
-
 class HaloAttention final : public AttentionParallel {
  public:
   void forward(const AttentionShard& shard, const Tensor& out, const Tensor& lse,
@@ -173,13 +146,12 @@ class HaloAttention final : public AttentionParallel {
     const Scope scope(ctx.scratch);
     const HaloPass pass(shard, Tag::Pass::forward, ctx);
     const KeyValue halo = pass.halo_buffers(shard.k.dtype);
-    const Tensor scratch = attention_scratch(shard, ctx);
+    const Tensor scratch = attention_tiles(shard, ctx);
     const auto attend = [&](const AttentionBlock& block) {
       attention_forward({.out = out, .lse = lse, .scratch = scratch, .block = block}, ctx.compute);
     };
     const Event arrived = pass.fetch(halo);
-    fill({.y = out, .value = 0}, ctx.compute);
-    fill({.y = lse, .value = -INFINITY}, ctx.compute);
+    clear_output(out, lse, ctx);
     attend(pass.own_block());
     ctx.compute.wait(arrived);
     attend(pass.halo_block(halo));
@@ -191,7 +163,7 @@ class HaloAttention final : public AttentionParallel {
     const Scope scope(ctx.scratch);
     const HaloPass pass(shard, Tag::Pass::backward, ctx);
     const KeyValue halo = pass.halo_buffers(shard.k.dtype), dhalo = pass.halo_buffers(lse.dtype);
-    const Tensor scratch = attention_scratch(shard, ctx);
+    const Tensor scratch = attention_tiles(shard, ctx);
     const Tensor delta =
         ctx.scratch.allocate("attention delta", lse.dtype, {lse.dim(0), lse.dim(1), lse.dim(2)});
     const auto differentiate = [&](const AttentionBlock& block, const Tensor& dk,

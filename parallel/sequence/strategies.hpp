@@ -14,17 +14,50 @@ struct AttentionStrategy {
   const char* name;     // as in sequence.attention
   const char* summary;  // one line for `weft strategies`
   std::unique_ptr<AttentionParallel> (*make)();
+  /// Computes for queries of other ranks, and so needs AttentionShard::all_key_begin.
+  bool reads_all_intervals = false;
 };
 
 std::span<const AttentionStrategy> attention_strategies();
 
-/// The strategy of that name; "auto" is the one that sends fewest bytes. Throws Error(config).
+/// The strategy of that name. Throws Error(config).
 const AttentionStrategy& attention_strategy(std::string_view name);
+
+/// What decides which strategy "auto" stands for: the shapes of one layer.
+struct AttentionSetting {
+  int64_t batch;            // B
+  Cuts cuts;                // of the sequence
+  int64_t heads, kv_heads;  // H, G
+  int64_t head_dim;         // D
+  DType dtype;
+  bool causal;
+};
+
+/// What a strategy sends for one layer, forward and backward, as the recording communicator books
+/// it.
+struct AttentionTraffic {
+  int64_t bytes = 0;  // of all ranks
+  int64_t calls = 0;  // communication calls of a rank, one after the other
+  auto operator<=>(const AttentionTraffic&) const = default;
+};
+AttentionTraffic attention_traffic(const AttentionStrategy& strategy,
+                                   const AttentionSetting& setting);
+
+/// The strategy that sends the fewest bytes, of those the one with the fewest calls; the first of
+/// equals in the table.
+const AttentionStrategy& cheapest_strategy(const AttentionSetting& setting);
 
 /// What layers of sliding windows always take, whatever sequence.attention says.
 std::unique_ptr<AttentionParallel> make_halo_attention();
 
 // Makers, one a file.
+std::unique_ptr<AttentionParallel> make_allgather_attention();
+std::unique_ptr<AttentionParallel> make_lightseq_attention();
 std::unique_ptr<AttentionParallel> make_ring_attention();
+std::unique_ptr<AttentionParallel> make_rsa_attention();
+std::unique_ptr<AttentionParallel> make_ulysses_attention();
+
+/// LightSeq that helps as far as it can, whatever the messages weigh.
+std::unique_ptr<AttentionParallel> make_balanced_lightseq_attention();
 
 }  // namespace weft

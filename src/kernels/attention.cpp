@@ -19,7 +19,7 @@ void check(const AttentionBlock& block) {
 
 void check_rows(const Tensor& rows, const Tensor& q) {
   WEFT_CHECK(rows.has_shape({q.dim(0), q.dim(2), q.dim(1)}) &&
-                 rows.dtype == accumulator_of(q.dtype) && rows.contiguous(),
+                 rows.dtype == accumulator_of(q.dtype) && rows.stride[2] == 1,
              rows.text(), " for ", q.text());
 }
 
@@ -100,6 +100,19 @@ void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
              args.out.text());
   check_scratch(args.scratch, args.block);
   WEFT_DISPATCH(attention_forward, args, stream);
+}
+
+Cost cost(const AttentionMergeArgs& a) {
+  return {3.0 * a.out.numel(), static_cast<double>(2 * a.out.nbytes() + a.part_out.nbytes() +
+                                                   2 * a.lse.nbytes() + a.part_lse.nbytes())};
+}
+
+void attention_merge(const AttentionMergeArgs& args, Stream& stream) {
+  check_rows(args.lse, args.out);
+  check_rows(args.part_lse, args.part_out);
+  WEFT_CHECK(same_shape(args.out, args.part_out) && args.out.dtype == args.part_out.dtype,
+             args.out.text(), args.part_out.text());
+  WEFT_DISPATCH(attention_merge, args, stream);
 }
 
 Cost cost(const AttentionDeltaArgs& a) {

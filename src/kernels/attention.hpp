@@ -21,6 +21,9 @@ struct AttentionBlock {
   double pairs = 0;  // (query, key) pairs a head counts in cost(); documents do not change it
 };
 
+/// Row tensors (lse, delta and the like) are [B, H, Tq] in the accumulator type of q; their
+/// innermost stride is 1, so that they too may be a view of some heads or some queries.
+
 /// Merges the block's softmax into (out, lse). Before the first block out is 0 and lse -inf; after
 /// any block out is normalised over the keys seen so far and lse their log-sum-exp. A query that
 /// sees no key of this block keeps its row.
@@ -33,6 +36,16 @@ struct AttentionForwardArgs {
 Cost cost(const AttentionForwardArgs& args);
 std::vector<Product> products(const AttentionForwardArgs& args);
 void attention_forward(const AttentionForwardArgs& args, Stream& stream);
+
+/// Merges what another rank computed for the same queries over keys that (out, lse) have not seen:
+/// normalised part_out and its part_lse. Rows of part_lse -inf saw nothing and change nothing.
+struct AttentionMergeArgs {
+  Tensor out;                 // [B, Tq, H, D], accumulator type; accumulates
+  Tensor lse;                 // [B, H, Tq]; accumulates
+  Tensor part_out, part_lse;  // as out and lse
+};
+Cost cost(const AttentionMergeArgs& args);
+void attention_merge(const AttentionMergeArgs& args, Stream& stream);
 
 /// delta = rowsum(dout * out), once per query before its backward blocks.
 struct AttentionDeltaArgs {
@@ -71,12 +84,14 @@ double window_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_e
 
 namespace cpu {
 void attention_forward(const AttentionForwardArgs& args);
+void attention_merge(const AttentionMergeArgs& args);
 void attention_delta(const AttentionDeltaArgs& args);
 void attention_backward(const AttentionBackwardArgs& args);
 }  // namespace cpu
 
 namespace cuda {
 void attention_forward(const AttentionForwardArgs& args, Stream& stream);
+void attention_merge(const AttentionMergeArgs& args, Stream& stream);
 void attention_delta(const AttentionDeltaArgs& args, Stream& stream);
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream);
 }  // namespace cuda

@@ -34,6 +34,23 @@ struct Rows {
   T* row(int64_t t) const { return data + t * step; }
 };
 
+/// The Tq numbers of one (batch, head) of [B, H, Tq].
+template <class T>
+T* row_numbers(const Tensor& t, int64_t b, int64_t h) {
+  return t.as<T>() + b * t.stride[0] + h * t.stride[1];
+}
+
+/// Merges a row `part` of D numbers, times `scale`, whose log-sum-exp is part_lse, into the running
+/// normalised (out, lse).
+template <class T>
+void merge_row(int64_t head_dim, const T* part, T scale, T part_lse, T* out, T& lse) {
+  const T gap = part_lse - lse;  // +inf when this is the first block seen
+  const T share = 1 / (1 + std::exp(-gap));
+  const T weight = share * scale;
+  for (int64_t d = 0; d < head_dim; ++d) out[d] = out[d] * (1 - share) + part[d] * weight;
+  lse = gap > 0 ? part_lse + std::log1p(std::exp(-gap)) : lse + std::log1p(std::exp(gap));
+}
+
 /// Scores of query rows [begin, end) of one (batch, head) against local keys [key_begin, key_end).
 struct Tile {
   int64_t begin, end;
@@ -211,14 +228,8 @@ struct SoftmaxTile {
   void merge(int64_t query, T* total_out, T& total_lse) const {
     const int64_t r = query - first;
     if (sum[r] == 0) return;
-    const T lse = most[r] + std::log(sum[r]);
-    const T gap = lse - total_lse;  // +inf when this is the first block seen
-    const T share = 1 / (1 + std::exp(-gap));
-    const T weight = share / sum[r];
-    for (int64_t d = 0; d < head_dim; ++d) {
-      total_out[d] = total_out[d] * (1 - share) + out[r * head_dim + d] * weight;
-    }
-    total_lse = gap > 0 ? lse + std::log1p(std::exp(-gap)) : total_lse + std::log1p(std::exp(gap));
+    merge_row(head_dim, out + r * head_dim, 1 / sum[r], most[r] + std::log(sum[r]), total_out,
+              total_lse);
   }
 };
 
@@ -233,7 +244,7 @@ void forward(const AttentionForwardArgs& args) {
     for (int64_t h = 0; h < heads; ++h) {
       const Rows<T> q(block.q, b, h), k(block.k, b, h / group), v(block.v, b, h / group);
       const Rows<T> out(args.out, b, h);
-      T* lse = args.lse.as<T>() + (b * heads + h) * queries;
+      T* lse = row_numbers<T>(args.lse, b, h);
       for_tiles(
           visible, queries, [&](int64_t begin, int64_t) { softmax.clear(begin); },
           [&](const Tile& tile) {
@@ -284,8 +295,8 @@ void backward(const AttentionBackwardArgs& args) {
       const Rows<T> q(block.q, b, h), k(block.k, b, h / group), v(block.v, b, h / group);
       const Rows<T> dout(args.dout, b, h), dq(args.dq, b, h);
       const Rows<T> dk(args.dk, b, h / group), dv(args.dv, b, h / group);
-      const T* lse = args.lse.as<T>() + (b * heads + h) * queries;
-      const T* delta = args.delta.as<T>() + (b * heads + h) * queries;
+      const T* lse = row_numbers<T>(args.lse, b, h);
+      const T* delta = row_numbers<T>(args.delta, b, h);
       const auto one_tile = [&](const Tile& tile) {
         const int64_t m = tile.queries(), n = tile.keys();
         masked_scores<T>(tile, q, k, head_dim, scale, visible, probs);
@@ -314,6 +325,24 @@ void attention_backward(const AttentionBackwardArgs& args) {
   visit_float(args.block.q.dtype, [&](auto zero) { backward<decltype(zero)>(args); });
 }
 
+void attention_merge(const AttentionMergeArgs& args) {
+  visit_float(args.out.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t heads = args.out.dim(2), queries = args.out.dim(1), dim = args.out.dim(3);
+    for (int64_t b = 0; b < args.out.dim(0); ++b) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const Rows<T> out(args.out, b, h), part(args.part_out, b, h);
+        T* lse = row_numbers<T>(args.lse, b, h);
+        const T* part_lse = row_numbers<T>(args.part_lse, b, h);
+        for (int64_t t = 0; t < queries; ++t) {
+          if (part_lse[t] == -INFINITY) continue;
+          merge_row(dim, part.row(t), T(1), part_lse[t], out.row(t), lse[t]);
+        }
+      }
+    }
+  });
+}
+
 void attention_delta(const AttentionDeltaArgs& args) {
   visit_float(args.dout.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -321,7 +350,7 @@ void attention_delta(const AttentionDeltaArgs& args) {
     for (int64_t b = 0; b < args.dout.dim(0); ++b) {
       for (int64_t h = 0; h < heads; ++h) {
         const Rows<T> out(args.out, b, h), dout(args.dout, b, h);
-        T* delta = args.delta.as<T>() + (b * heads + h) * queries;
+        T* delta = row_numbers<T>(args.delta, b, h);
         for (int64_t t = 0; t < queries; ++t) {
           delta[t] = sum_of<T>(dim, [&](int64_t d) { return out.row(t)[d] * dout.row(t)[d]; });
         }

@@ -56,7 +56,7 @@ struct Softmax {
 
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, 2)
-    forward(const __grid_constant__ BlockView block, TokenRows out, float* lse) {
+    forward(const __grid_constant__ BlockView block, TokenRows out, RowNumbers lse) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<ForwardShared<D>*>(memory);
   // The last queries first: under a causal mask they have the most to do.
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   for (int i = 0; i < kOwn; ++i) {
     const int t = begin + own_row(i);
     const bool inside = t < block.queries && softmax.sum[i] > 0;
-    float* total_lse = lse + (static_cast<int64_t>(b) * block.heads + h) * block.queries + t;
+    float* total_lse = &lse.at(b, h, t);
     const float before = inside ? *total_lse : 0;
     __syncwarp();
     if (!inside) continue;
@@ -117,18 +117,49 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-struct DeltaShape {
+/// The rows of [B, H, Tq], one a warp.
+struct RowShape {
   int64_t rows, heads, queries, dim;
+
+  static RowShape of(const Tensor& out) {  // [B, Tq, H, D]
+    return {out.dim(0) * out.dim(1) * out.dim(2), out.dim(2), out.dim(1), out.dim(3)};
+  }
+  unsigned blocks() const { return grid_of(ceil_div(rows, kTileThreads / kWarp)); }
+};
+struct Row {
+  int64_t b, h, t;
+
+  static __device__ Row of(int64_t row, const RowShape& s) {
+    return {row / (s.queries * s.heads), row / s.queries % s.heads, row % s.queries};
+  }
 };
 
-/// A warp, a row.
+/// (out, lse) and (part, part_lse) over keys that have none in common.
+__global__ void __launch_bounds__(kTileThreads)
+    merge_rows(TokenRows out, RowNumbers lse, TokenRows part, RowNumbers part_lse, RowShape s) {
+  const int64_t row = thread_index() / kWarp;
+  if (row >= s.rows) return;
+  const auto [b, h, t] = Row::of(row, s);
+  const float block_lse = part_lse.at(b, h, t), before = lse.at(b, h, t);
+  if (block_lse == -INFINITY) return;
+  const float gap = block_lse - before, share = 1 / (1 + expf(-gap));
+  float* y = out.f32(out.at(b, t, h));
+  const float* x = part.f32(part.at(b, t, h));
+  for (int64_t d = threadIdx.x % kWarp; d < s.dim; d += kWarp) {
+    y[d] = y[d] * (1 - share) + x[d] * share;
+  }
+  __syncwarp();  // every lane has read lse
+  if (threadIdx.x % kWarp == 0) {
+    lse.at(b, h, t) = gap > 0 ? block_lse + log1pf(expf(-gap)) : before + log1pf(expf(gap));
+  }
+}
+
 template <class T, class G>
 __global__ void __launch_bounds__(kTileThreads)
-    delta_rows(float* delta, TokenRows out, TokenRows dout, DeltaShape s) {
-  const int64_t row = thread_index() / kWarp;  // in the order of delta: [B, H, Tq]
+    delta_rows(RowNumbers delta, TokenRows out, TokenRows dout, RowShape s) {
+  const int64_t row = thread_index() / kWarp;
   if (row >= s.rows) return;
-  const int64_t t = row % s.queries, h = row / s.queries % s.heads;
-  const int64_t b = row / (s.queries * s.heads);
+  const auto [b, h, t] = Row::of(row, s);
   const T* x = reinterpret_cast<const T*>(out.data) + out.at(b, t, h);
   const G* dx = reinterpret_cast<const G*>(dout.data) + dout.at(b, t, h);
   float sum = 0;
@@ -136,7 +167,7 @@ __global__ void __launch_bounds__(kTileThreads)
     sum += to_float(x[d]) * to_float(dx[d]);
   }
   sum = warp_reduce(sum, Sum{});
-  if (threadIdx.x % kWarp == 0) delta[row] = sum;
+  if (threadIdx.x % kWarp == 0) delta.at(b, h, t) = sum;
 }
 
 }  // namespace
@@ -149,18 +180,29 @@ void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
   with_tile_width(block.q.dim(3), [&](auto width) {
     constexpr int D = decltype(width)::value;
     launch_tiles(forward<D>, grid, sizeof(ForwardShared<D>), stream, view_of(block),
-                 TokenRows::of(args.out), elements<float>(args.lse));
+                 TokenRows::of(args.out), RowNumbers::of(args.lse));
   });
 }
 
+void attention_merge(const AttentionMergeArgs& args, Stream& stream) {
+  const RowShape s = RowShape::of(args.out);
+  if (s.rows == 0) return;
+  elements<float>(args.out);  // the rows are f32
+  elements<float>(args.part_out);
+  merge_rows<<<s.blocks(), kTileThreads, 0, native(stream)>>>(
+      TokenRows::of(args.out), RowNumbers::of(args.lse), TokenRows::of(args.part_out),
+      RowNumbers::of(args.part_lse), s);
+  WEFT_CALL(cudaGetLastError());
+}
+
 void attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
-  const DeltaShape s{args.delta.numel(), args.dout.dim(2), args.dout.dim(1), args.dout.dim(3)};
+  const RowShape s = RowShape::of(args.dout);
   if (s.rows == 0) return;
   visit_element(args.out.dtype, [&](auto zero) {
     visit_element(args.dout.dtype, [&](auto gradient_zero) {
       delta_rows<decltype(zero), decltype(gradient_zero)>
-          <<<grid_of(ceil_div(s.rows, kTileThreads / kWarp)), kTileThreads, 0, native(stream)>>>(
-              elements<float>(args.delta), TokenRows::of(args.out), TokenRows::of(args.dout), s);
+          <<<s.blocks(), kTileThreads, 0, native(stream)>>>(
+              RowNumbers::of(args.delta), TokenRows::of(args.out), TokenRows::of(args.dout), s);
     });
   });
   WEFT_CALL(cudaGetLastError());

@@ -8,12 +8,7 @@ namespace {
 
 struct Gradients {
   TokenRows dq, dk, dv, dout;
-  const float* lse;
-  const float* delta;
-
-  __device__ int64_t row(const BlockView& block, int64_t b, int64_t h) const {
-    return (b * block.heads + h) * block.queries;
-  }
+  RowNumbers lse, delta;
 };
 
 template <int D>
@@ -24,12 +19,12 @@ struct BackwardShared {
   float lse[kTile];
   float delta[kTile];
 
-  /// The rows of queries [begin, ...): what a thread below kTile loads.
-  __device__ void load_row(const Gradients& a, int64_t rows, int t, int queries, int2 keys) {
+  /// The row of query t of one head: what a thread below kTile loads.
+  __device__ void load_row(const Gradients& a, int b, int h, int t, int queries, int2 keys) {
     const bool inside = t < queries;
     interval[threadIdx.x] = keys;
-    lse[threadIdx.x] = inside ? a.lse[rows + t] : 0;
-    delta[threadIdx.x] = inside ? a.delta[rows + t] : 0;
+    lse[threadIdx.x] = inside ? a.lse.at(b, h, t) : 0;
+    delta[threadIdx.x] = inside ? a.delta.at(b, h, t) : 0;
   }
 
   /// P (dP - delta); 0 where P is, whatever stands beside it.
@@ -57,7 +52,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   if (threadIdx.x < kTile) {
     const int t = begin + static_cast<int>(threadIdx.x);
     const int2 keys = block.interval(b, t);
-    shared.load_row(a, a.row(block, b, h), t, block.queries, keys);
+    shared.load_row(a, b, h, t, block.queries, keys);
     low = keys.x;
     high = keys.y;
   }
@@ -112,7 +107,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     for (int h = g * block.group; h < (g + 1) * block.group; ++h) {
       __syncthreads();  // nobody reads the last tiles any more
       if (threadIdx.x < kTile) {
-        shared.load_row(a, a.row(block, b, h), t, block.queries, keys);
+        shared.load_row(a, b, h, t, block.queries, keys);
       }
       shared.q.load(block.q, b, h, begin, block.queries, block.dim);
       shared.dout.load(a.dout, b, h, begin, block.queries, block.dim);
@@ -158,9 +153,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
   const AttentionBlock& block = args.block;
   if (block.q.numel() == 0 || block.k.numel() == 0) return;
-  const Gradients a{TokenRows::of(args.dq),    TokenRows::of(args.dk),
-                    TokenRows::of(args.dv),    TokenRows::of(args.dout),
-                    elements<float>(args.lse), elements<float>(args.delta)};
+  const Gradients a{TokenRows::of(args.dq),   TokenRows::of(args.dk),   TokenRows::of(args.dv),
+                    TokenRows::of(args.dout), RowNumbers::of(args.lse), RowNumbers::of(args.delta)};
   const unsigned batch = grid_of(block.q.dim(0));
   const dim3 queries(grid_of(ceil_div(block.q.dim(1), kTile)), grid_of(block.q.dim(2)), batch);
   const dim3 keys(grid_of(ceil_div(block.k.dim(1), kTile)), grid_of(block.k.dim(2)), batch);

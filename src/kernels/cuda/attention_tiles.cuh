@@ -38,6 +38,17 @@ struct TokenRows {
   __device__ float* f32(int64_t offset) const { return reinterpret_cast<float*>(data) + offset; }
 };
 
+/// [B, H, T] numbers in f32, innermost stride 1: log-sum-exps and deltas.
+struct RowNumbers {
+  float* data;
+  int64_t batch, head;  // strides
+
+  static RowNumbers of(const Tensor& t) { return {elements<float>(t), t.stride[0], t.stride[1]}; }
+  __device__ float& at(int64_t b, int64_t h, int64_t t) const {
+    return data[b * batch + h * head + t];
+  }
+};
+
 /// Rows of head width up to D; what is past the width is zero. The padding keeps the rows that one
 /// access of a warp touches in different banks.
 template <int D>

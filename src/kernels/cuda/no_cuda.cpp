@@ -6,6 +6,7 @@
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
+#include "src/kernels/softmax.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -18,6 +19,9 @@ namespace {
 
 void attention_forward(const AttentionForwardArgs&, Stream&) {
   refuse("attention_forward");
+}
+void attention_merge(const AttentionMergeArgs&, Stream&) {
+  refuse("attention_merge");
 }
 void attention_delta(const AttentionDeltaArgs&, Stream&) {
   refuse("attention_delta");
@@ -69,6 +73,12 @@ void rope_table(const RopeTableArgs&, Stream&) {
 }
 void rope(const RopeArgs&, Stream&) {
   refuse("rope");
+}
+void softmax_forward(const SoftmaxArgs&, Stream&) {
+  refuse("softmax_forward");
+}
+void softmax_backward(const SoftmaxGradArgs&, Stream&) {
+  refuse("softmax_backward");
 }
 
 }  // namespace weft::cuda

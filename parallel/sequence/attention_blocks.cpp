@@ -1,0 +1,100 @@
+#include "parallel/sequence/attention_blocks.hpp"
+
+#include <cmath>
+
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+namespace {
+
+/// [B, tokens, ...] at the start of a buffer [B, more tokens, ...].
+Tensor first_tokens(const Tensor& buffer, int64_t tokens) {
+  const int64_t dims[] = {buffer.dim(0), tokens, buffer.dim(2), buffer.dim(3)};
+  return Tensor::view(buffer.data, buffer.dtype, buffer.device, dims);
+}
+
+/// Pairs that the causal mask and the window leave, whatever the documents.
+double pairs(const AttentionShard& shard, int64_t q_begin, int64_t q_end, int64_t k_begin,
+             int64_t k_end) {
+  if (!shard.causal) return static_cast<double>(q_end - q_begin) * (k_end - k_begin);
+  if (shard.window > 0) return window_pairs(q_begin, q_end, k_begin, k_end, shard.window);
+  return causal_pairs(q_begin, q_end, k_begin, k_end);
+}
+
+}  // namespace
+
+Queries own_queries(const AttentionShard& shard, const StepContext& ctx) {
+  return {shard.q, shard.key_begin, shard.key_end, shard.cuts.begin(ctx.mesh.at(Axis::sequence))};
+}
+
+Queries queries_of(const AttentionShard& shard, const Tensor& q, int64_t first) {
+  const int64_t end = first + q.dim(1);
+  return {q, shard.all_key_begin.slice(1, first, end), shard.all_key_end.slice(1, first, end),
+          first};
+}
+
+AttentionBlock block_of(const AttentionShard& shard, const Queries& queries, const KeyValue& keys,
+                        int64_t first_key) {
+  return {.q = queries.q,
+          .k = keys.k,
+          .v = keys.v,
+          .key_begin = queries.key_begin,
+          .key_end = queries.key_end,
+          .first_key = first_key,
+          .scale = shard.scale,
+          .pairs = pairs(shard, queries.first, queries.first + queries.q.dim(1), first_key,
+                         first_key + keys.k.dim(1))};
+}
+
+Tensor attention_tiles(const AttentionShard& shard, StepContext& ctx) {
+  return ctx.scratch.allocate("attention tiles", DType::u8,
+                              {attention_scratch_bytes(shard.q.dtype, shard.q.dim(3))});
+}
+
+Tag attention_tag(const AttentionShard& shard, Tag::Pass pass, Tag::Purpose purpose) {
+  return {shard.layer, purpose, pass, shard.micro_batch};
+}
+
+void clear_output(const Tensor& out, const Tensor& lse, StepContext& ctx) {
+  fill({.y = out, .value = 0}, ctx.compute);
+  fill({.y = lse, .value = -INFINITY}, ctx.compute);
+}
+
+void clear(const KeyValue& sums, StepContext& ctx) {
+  fill({.y = sums.k, .value = 0}, ctx.compute);
+  fill({.y = sums.v, .value = 0}, ctx.compute);
+}
+
+void add_to(const KeyValue& target, const KeyValue& term, StepContext& ctx) {
+  add({.y = target.k, .a = target.k, .b = term.k}, ctx.compute);
+  add({.y = target.v, .a = target.v, .b = term.v}, ctx.compute);
+}
+
+KeyValue unpacked(const Tensor& packed) {
+  const int64_t heads = packed.dim(2) / 2;
+  return {swapped(packed.slice(2, 0, heads)), swapped(packed.slice(2, heads, 2 * heads))};
+}
+
+Cuts piece_cuts(const Tensor& packed, const Cuts& tokens) {
+  std::vector<int64_t> sizes;
+  for (int rank = 0; rank < tokens.pieces(); ++rank) {
+    sizes.push_back(tokens.size(rank) * packed.stride[0]);
+  }
+  return Cuts::of_sizes(sizes);
+}
+
+KeyValueBuffer::KeyValueBuffer(const char* name, const AttentionShard& shard, DType dtype,
+                               StepContext& ctx) {
+  const Tensor& k = shard.k;
+  const auto make = [&] {
+    return ctx.scratch.allocate(name, dtype, {k.dim(0), shard.cuts.largest(), k.dim(2), k.dim(3)});
+  };
+  k_ = make();
+  v_ = make();
+}
+
+KeyValue KeyValueBuffer::of_tokens(int64_t tokens) const {
+  return {first_tokens(k_, tokens), first_tokens(v_, tokens)};
+}
+
+}  // namespace weft
