@@ -152,18 +152,20 @@ class GoldenRun {
   Trained trained_;
 };
 
-class Golden : public testing::TestWithParam<std::tuple<std::string, DType, int>> {};
+class Golden : public testing::TestWithParam<std::tuple<std::string, DType, int, std::string>> {};
 
 TEST_P(Golden, Llama) {
-  const auto& [name, dtype, ranks] = GetParam();
+  const auto& [name, dtype, ranks, strategy] = GetParam();
   cpu::set_blas_threads(1);
   const std::string folder = golden_folder() + "/" + name;
   const Expected expected(folder);
   MeshShape mesh;
   mesh.along(Axis::sequence) = ranks;
-  std::printf("%s, %s, %s\n", name.c_str(), weft::name(dtype), mesh.text().c_str());
-  const Trained got =
-      GoldenRun(folder, expected, golden_config(folder, expected, dtype, mesh)).run();
+  std::printf("%s, %s, %s, %s\n", name.c_str(), weft::name(dtype), mesh.text().c_str(),
+              strategy.c_str());
+  Config config = golden_config(folder, expected, dtype, mesh);
+  config.sequence.attention = {strategy};
+  const Trained got = GoldenRun(folder, expected, config).run();
 
   const std::vector<double> losses = expected.read("loss"), norms = expected.read("grad_norm");
   EXPECT_NEAR(got.losses[0] / losses[0], 1, 1e-6);
@@ -175,17 +177,25 @@ TEST_P(Golden, Llama) {
   }
 }
 
+std::vector<std::string> strategy_names() {
+  std::vector<std::string> names;
+  for (const AttentionStrategy& strategy : attention_strategies()) names.push_back(strategy.name);
+  return names;
+}
+
+std::string golden_label(const testing::TestParamInfo<Golden::ParamType>& test) {
+  const auto& [folder, dtype, ranks, strategy] = test.param;
+  std::string label = concat(folder, "_", name(dtype), "_", ranks, "_ranks_", strategy);
+  std::replace(label.begin(), label.end(), '-', '_');
+  return label;
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, Golden,
                          testing::Combine(testing::ValuesIn(llama_cases()),
                                           testing::Values(DType::f32, DType::f64),
-                                          testing::Values(1, 2, 3, 4)),
-                         [](const auto& test) {
-                           std::string label =
-                               concat(std::get<0>(test.param), "_", name(std::get<1>(test.param)),
-                                      "_", std::get<2>(test.param), "_ranks");
-                           std::replace(label.begin(), label.end(), '-', '_');
-                           return label;
-                         });
+                                          testing::Values(1, 2, 3, 4),
+                                          testing::ValuesIn(strategy_names())),
+                         golden_label);
 
 }  // namespace
 }  // namespace weft

@@ -110,8 +110,7 @@ class Halo : public testing::TestWithParam<int> {
         }
       }
     }
-    RecordProperty("cells", static_cast<int>(cells));
-    std::printf("%lld cells\n", static_cast<long long>(cells));
+    print_cells(cells);
   }
 };
 

@@ -98,6 +98,21 @@ TEST(Parity, SlidingWindows) {
   expect_parity({"model.layer_pattern=*WW", "model.window=50"}, {{1, 5}, {3, 2}});
 }
 
+TEST(Parity, WithEveryStrategy) {
+  for (const AttentionStrategy& strategy : attention_strategies()) {
+    const std::string attention = concat("sequence.attention=", strategy.name);
+    expect_parity({attention}, {{1, 3}, {2, 2}, {1, 8}});
+    expect_parity({attention, "train.precision=f32"}, {{1, 5}});
+    expect_parity({attention, "model.causal=false"}, {{1, 4}});
+  }
+}
+
+TEST(Parity, WithAStrategyALayer) {
+  expect_parity({"sequence.attention=[ring, lightseq, allgather, ulysses, rsa, auto, ring, rsa]",
+                 "model.num_key_value_heads=4"},
+                {{1, 3}, {2, 4}});
+}
+
 class FullParity : public testing::TestWithParam<std::tuple<int, bool, const char*>> {};
 
 TEST_P(FullParity, EveryMesh) {
@@ -335,27 +350,36 @@ RecordingHooks perturbing(const Config& config, const std::vector<bool>& inside)
   return hooks;
 }
 
+void expect_no_leak(const std::string& attention, int data, int sequence) {
+  const Config config =
+      on_mesh(parity_config({"train.steps=1", "data.seq_length=61", attention}), data, sequence);
+  const std::vector<bool> inside = perturbed_tokens(config, *open_samples(config));
+  const Recording before = record(config), after = record(config, perturbing(config, inside));
+  ASSERT_EQ(before.activations.size(), after.activations.size());
+  int64_t changed = 0;
+  for (size_t e = 0; e < before.activations.size(); ++e) {
+    const auto& [name, was] = before.activations[e];
+    const std::vector<double>& is = after.activations[e].values;
+    const size_t width = was.size() / inside.size();
+    for (size_t i = 0; i < was.size(); ++i) {
+      const bool same = std::memcmp(&was[i], &is[i], sizeof(double)) == 0;
+      changed += inside[i / width] && !same;
+      ASSERT_TRUE(inside[i / width] || same) << name << ", row " << i / width << ", data " << data
+                                             << ", sequence " << sequence << ", " << attention;
+    }
+  }
+  EXPECT_GT(changed, 1000);  // the perturbation did something
+}
+
 TEST(Leak, APerturbedDocumentLeavesTheOthersBitIdentical) {
   for (const auto& [data, sequence] :
        {std::pair{1, 1}, {1, 2}, {1, 3}, {2, 2}, {1, 5}, {4, 2}, {1, 8}}) {
-    const Config config =
-        on_mesh(parity_config({"train.steps=1", "data.seq_length=61"}), data, sequence);
-    const std::vector<bool> inside = perturbed_tokens(config, *open_samples(config));
-    const Recording before = record(config), after = record(config, perturbing(config, inside));
-    ASSERT_EQ(before.activations.size(), after.activations.size());
-    int64_t changed = 0;
-    for (size_t e = 0; e < before.activations.size(); ++e) {
-      const auto& [name, was] = before.activations[e];
-      const std::vector<double>& is = after.activations[e].values;
-      const size_t width = was.size() / inside.size();
-      for (size_t i = 0; i < was.size(); ++i) {
-        const bool same = std::memcmp(&was[i], &is[i], sizeof(double)) == 0;
-        changed += inside[i / width] && !same;
-        ASSERT_TRUE(inside[i / width] || same)
-            << name << ", row " << i / width << ", data " << data << ", sequence " << sequence;
-      }
+    expect_no_leak("sequence.attention=ring", data, sequence);
+  }
+  for (const AttentionStrategy& strategy : attention_strategies()) {
+    for (const int sequence : {1, 3, 4}) {
+      expect_no_leak(concat("sequence.attention=", strategy.name), 1, sequence);
     }
-    EXPECT_GT(changed, 1000);  // the perturbation did something
   }
 }
 

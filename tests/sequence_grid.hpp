@@ -73,6 +73,11 @@ inline constexpr AttentionShape kHeads[] = {
     {.batch = 2, .heads = 4, .kv_heads = 2, .width = 8},   // GQA
     {.batch = 1, .heads = 4, .kv_heads = 1, .width = 8}};  // MQA
 
+/// Says how many cells of a grid ran; the suite adds these lines up.
+inline void print_cells(int64_t cells) {
+  std::printf("%lld cells\n", static_cast<long long>(cells));
+}
+
 inline void expect_near(const AttentionResult& got, const AttentionResult& expected,
                         double tolerance, const std::string& where) {
   EXPECT_LE(relative_rms(got.out, expected.out), tolerance) << where << ": out";

@@ -6,30 +6,44 @@
 
 #include "src/kernels/attention.hpp"
 #include "src/kernels/pointwise.hpp"
+#include "tests/sequence_bytes.hpp"
 #include "tests/sequence_grid.hpp"
 
 namespace weft {
 namespace {
 
+/// The table's strategies, and what a setting of theirs makes of them.
+std::vector<AttentionStrategy> strategies_and_variants() {
+  std::vector<AttentionStrategy> all(attention_strategies().begin(), attention_strategies().end());
+  // Grouped queries on shards this short are not worth helping; here they are helped all the same.
+  all.push_back({"lightseq, balanced", "", make_balanced_lightseq_attention, true});
+  return all;
+}
+
+/// A window that reaches over the neighbour's shard.
+constexpr int64_t kWindow = 7;
+
 class Strategies : public testing::TestWithParam<int> {
  protected:
-  /// Every strategy and head layout over the grid of this many ranks.
-  void run_grid(DType dtype, double tolerance) {
+  /// Every strategy and head layout over the grid of this many ranks, without and with a window.
+  void run_grid(DType dtype, double tolerance, std::vector<int64_t> windows = {0, kWindow}) {
     int64_t cells = 0;
     for (const Case& c : grid(GetParam())) {
       for (const AttentionShape& shape : kHeads) {
-        const AttentionProblem p = problem(c, dtype, shape);
-        const AttentionResult expected = oracle_attention(p);
-        for (const AttentionStrategy& strategy : attention_strategies()) {
-          const StrategyRun run = run_strategy(strategy.make, p, c.cuts);
-          expect_near(run.result, expected, tolerance, concat(strategy.name, ", ", c.name));
-          EXPECT_TRUE(run.ledgers_agree) << strategy.name << ", " << c.name;
-          ++cells;
+        for (const int64_t window : windows) {
+          const AttentionProblem p = problem(c, dtype, shape, {.window = window});
+          const AttentionResult expected = oracle_attention(p);
+          for (const AttentionStrategy& strategy : strategies_and_variants()) {
+            const StrategyRun run = run_strategy(strategy.make, p, c.cuts, true, window);
+            const std::string where = concat(strategy.name, ", ", c.name, ", window ", window);
+            expect_near(run.result, expected, tolerance, where);
+            EXPECT_TRUE(run.ledgers_agree) << where;
+            ++cells;
+          }
         }
       }
     }
-    RecordProperty("cells", static_cast<int>(cells));
-    std::printf("%lld cells\n", static_cast<long long>(cells));
+    print_cells(cells);
   }
 };
 
@@ -42,16 +56,56 @@ TEST_P(Strategies, EqualFullSoftmaxInF32) {
 
 TEST_P(Strategies, EqualFullSoftmaxDeliveredLate) {
   set_late_delivery(true);
-  run_grid(DType::f64, 1e-12);
+  run_grid(DType::f64, 1e-12, {0});
   set_late_delivery(false);
 }
 
 TEST_P(Strategies, EqualFullSoftmaxBothWays) {
+  int64_t cells = 0;
   for (const Case& c : grid(GetParam())) {
     const AttentionProblem p = problem(c, DType::f64, kHeads[1], {.causal = false});
-    for (const AttentionStrategy& strategy : attention_strategies()) {
+    for (const AttentionStrategy& strategy : strategies_and_variants()) {
       const StrategyRun run = run_strategy(strategy.make, p, c.cuts, /*causal=*/false);
       expect_near(run.result, oracle_attention(p), 1e-12, concat(strategy.name, ", ", c.name));
+      ++cells;
+    }
+  }
+  print_cells(cells);
+}
+
+/// Heads that no number of ranks divides, and more ranks than heads.
+TEST_P(Strategies, EqualFullSoftmaxWithUnevenHeads) {
+  int64_t cells = 0;
+  const AttentionShape shapes[] = {{.batch = 2, .heads = 6, .kv_heads = 2, .width = 8},
+                                   {.batch = 1, .heads = 7, .kv_heads = 7, .width = 4},
+                                   {.batch = 1, .heads = 9, .kv_heads = 3, .width = 6},
+                                   {.batch = 2, .heads = 3, .kv_heads = 1, .width = 8}};
+  for (const auto& [name, cuts] : cuts_of(GetParam())) {
+    const Case c{name, cuts, documents_of(cuts)[3].second};
+    for (const AttentionShape& shape : shapes) {
+      const AttentionProblem p = problem(c, DType::f64, shape);
+      for (const AttentionStrategy& strategy : strategies_and_variants()) {
+        const StrategyRun run = run_strategy(strategy.make, p, cuts);
+        expect_near(run.result, oracle_attention(p), 1e-12,
+                    concat(strategy.name, ", ", name, ", ", shape.heads, " heads"));
+        ++cells;
+      }
+    }
+  }
+  print_cells(cells);
+}
+
+TEST_P(Strategies, AreTheSameBitsEveryTime) {
+  const Case c{"", cuts_of(GetParam())[1].second, {}};
+  const AttentionProblem p = problem(c, DType::f32, kHeads[1]);
+  for (const AttentionStrategy& strategy : strategies_and_variants()) {
+    const AttentionResult first = run_strategy(strategy.make, p, c.cuts).result;
+    for (int again = 0; again < 3; ++again) {
+      const AttentionResult other = run_strategy(strategy.make, p, c.cuts).result;
+      EXPECT_TRUE(same_bits(other.out, first.out) && same_bits(other.lse, first.lse) &&
+                  same_bits(other.dq, first.dq) && same_bits(other.dk, first.dk) &&
+                  same_bits(other.dv, first.dv))
+          << strategy.name;
     }
   }
 }
@@ -60,19 +114,86 @@ INSTANTIATE_TEST_SUITE_P(Ranks, Strategies, testing::Values(1, 2, 3, 4, 5, 8));
 
 // ---- Bytes
 
-TEST(RingBytes, AreTheClosedFormWhateverTheCutsAndDocuments) {
+struct Formula {
+  const char* name;
+  std::unique_ptr<AttentionParallel> (*make)();
+  SentBytes (*sent)(const ByteShape& shape, int rank);
+};
+
+constexpr Formula kFormulas[] = {
+    {"ring", make_ring_attention, ring_bytes},
+    {"rsa", make_rsa_attention, rsa_bytes},
+    {"lightseq", make_balanced_lightseq_attention,
+     [](const ByteShape& s, int p) { return lightseq_bytes(s, p, (s.ranks() - 1) / 2); }},
+    {"allgather", make_allgather_attention, allgather_bytes},
+    {"ulysses", make_ulysses_attention, ulysses_bytes},
+};
+
+TEST(StrategyBytes, HaveAFormulaEach) {
+  EXPECT_EQ(std::size(kFormulas), attention_strategies().size());
+}
+
+TEST(StrategyBytes, AreTheClosedFormWhateverTheCutsAndDocuments) {
   for (const int ranks : {1, 2, 3, 5, 8}) {
     for (const Case& c : grid(ranks)) {
-      const AttentionShape shape = kHeads[1];
-      const StrategyRun run =
-          run_strategy(make_ring_attention, problem(c, DType::f32, shape), c.cuts);
-      for (int p = 0; p < ranks; ++p) {
-        const int64_t N = c.cuts.total(), per_token = 2 * shape.kv_heads * shape.width * 4;
-        const int64_t next = c.cuts.size((p + 1) % ranks), own = c.cuts.size(p);
-        const int64_t forward = ranks == 1 ? 0 : shape.batch * per_token * (N - next);
-        const int64_t home = ranks == 1 ? 0 : shape.batch * per_token * (N - own);
-        EXPECT_EQ(run.forward_bytes[p], forward) << c.name << ", rank " << p;
-        EXPECT_EQ(run.backward_bytes[p], forward + home) << c.name << ", rank " << p;
+      for (const bool causal : {true, false}) {
+        const AttentionProblem p = problem(c, DType::f32, kHeads[1], {.causal = causal});
+        const ByteShape shape{c.cuts, kHeads[1], DType::f32, causal};
+        for (const Formula& formula : kFormulas) {
+          const StrategyRun run = run_strategy(formula.make, p, c.cuts, causal);
+          for (int rank = 0; rank < ranks; ++rank) {
+            EXPECT_EQ(SentBytes({run.forward_bytes[rank], run.backward_bytes[rank]}),
+                      formula.sent(shape, rank))
+                << formula.name << ", " << c.name << ", rank " << rank;
+          }
+        }
+      }
+    }
+  }
+}
+
+/// On even shards of T tokens: what the papers count.
+TEST(StrategyBytes, OfEvenShardsAreThePublishedForms) {
+  const AttentionShape mha = kHeads[0];
+  for (const int P : {2, 4, 8, 16}) {
+    const int64_t T = 6, C = mha.heads * mha.width;
+    const Case c{"", Cuts::even(T * P, P), {}};
+    const AttentionProblem p = problem(c, DType::f32, mha);
+    for (const auto make : {make_ring_attention, make_rsa_attention}) {
+      const StrategyRun run = run_strategy(make, p, c.cuts);
+      for (int rank = 0; rank < P; ++rank) {
+        EXPECT_EQ(run.forward_bytes[rank], 2 * (P - 1) * T * C * 4);
+        EXPECT_EQ(run.forward_bytes[rank] + run.backward_bytes[rank], 6 * (P - 1) * T * C * 4);
+      }
+    }
+  }
+}
+
+// ---- Auto
+
+TEST(Cheapest, IsTheStrategyWhoseCountedBytesAreFewest) {
+  for (const AttentionShape& shape : kHeads) {
+    for (const int ranks : {2, 3, 8}) {
+      for (const bool causal : {true, false}) {
+        const Case c{"", Cuts::even(5 * ranks, ranks), {}};
+        const AttentionProblem p = problem(c, DType::f32, shape, {.causal = causal});
+        const AttentionSetting setting{.batch = shape.batch,
+                                       .cuts = c.cuts,
+                                       .heads = shape.heads,
+                                       .kv_heads = shape.kv_heads,
+                                       .head_dim = shape.width,
+                                       .dtype = DType::f32,
+                                       .causal = causal};
+        const std::string chosen = cheapest_strategy(setting).name;
+        std::map<std::string, int64_t> counted;
+        for (const AttentionStrategy& strategy : attention_strategies()) {
+          const StrategyRun run = run_strategy(strategy.make, p, c.cuts, causal);
+          for (int r = 0; r < ranks; ++r) {
+            counted[strategy.name] += run.forward_bytes[r] + run.backward_bytes[r];
+          }
+          EXPECT_EQ(attention_traffic(strategy, setting).bytes, counted[strategy.name]);
+        }
+        for (const auto& [name, bytes] : counted) EXPECT_LE(counted[chosen], bytes) << name;
       }
     }
   }

@@ -15,8 +15,9 @@ void place(std::vector<double>& whole, const Tensor& piece, int64_t tokens, int6
   }
 }
 
-StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
-                         const Cuts& cuts, bool causal, int64_t window) {
+StrategyRun run_strategy(const std::function<std::unique_ptr<AttentionParallel>()>& make,
+                         const AttentionProblem& p, const Cuts& cuts, bool causal, int64_t window,
+                         const StartRanks& start) {
   const auto [B, H, G, D] = p.shape;
   const int64_t N = cuts.total();
   const DType dtype = p.q.view().dtype, wide = accumulator_of(dtype);
@@ -30,7 +31,7 @@ StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const Att
   run.backward_bytes.resize(cuts.pieces());
   std::mutex mutex;
 
-  run_ranks(cuts.pieces(), [&](World& world) {
+  const auto body = [&](World& world) {
     TestRank rank(world, sequence_mesh(cuts.pieces()));
     const int64_t begin = cuts.begin(world.rank()), end = cuts.end(world.rank()), T = end - begin;
     const Owned q = tokens_of(p.q, begin, end), k = tokens_of(p.k, begin, end);
@@ -73,7 +74,12 @@ StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const Att
     for (const auto& [key, bytes] : booked) {
       run.ledgers_agree &= bytes == 0 || rank.counted.entries().contains(key);
     }
-  });
+  };
+  if (start) {
+    start(cuts.pieces(), body);
+  } else {
+    run_ranks(cuts.pieces(), body);
+  }
   return run;
 }
 

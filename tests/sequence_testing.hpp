@@ -1,6 +1,7 @@
 // Runs one sequence strategy on ranks that are threads, on pieces of a whole problem.
 #pragma once
 
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -61,9 +62,13 @@ struct StrategyRun {
   bool ledgers_agree = true;
 };
 
+/// Calls a body once a rank, on threads of this process: run_ranks, or another of its kind.
+using StartRanks = std::function<void(int ranks, const std::function<void(World&)>& body)>;
+
 /// Forward and backward of `make()` over `cuts`, one thread a rank; outputs are poisoned first.
-/// `causal` and `window` say what the problem's intervals are.
-StrategyRun run_strategy(std::unique_ptr<AttentionParallel> (*make)(), const AttentionProblem& p,
-                         const Cuts& cuts, bool causal = true, int64_t window = 0);
+/// `causal` and `window` say what the problem's intervals are. Without `start` on the CPU.
+StrategyRun run_strategy(const std::function<std::unique_ptr<AttentionParallel>()>& make,
+                         const AttentionProblem& p, const Cuts& cuts, bool causal = true,
+                         int64_t window = 0, const StartRanks& start = {});
 
 }  // namespace weft
