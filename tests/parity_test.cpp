@@ -1,45 +1,13 @@
 // Parity as a library: any data x sequence mesh equals one rank; and mistakes of every kind that
 // sequence parallelism invites are found and placed in the right layer.
-#include "launch/parity.hpp"
-
 #include <gtest/gtest.h>
 
-#include <mutex>
-
 #include "data/synthetic.hpp"
-#include "launch/train_run.hpp"
-#include "parallel/comm/threads.hpp"
 #include "src/kernels/pointwise.hpp"
-#include "tests/testing.hpp"
+#include "tests/parity_testing.hpp"
 
 namespace weft {
 namespace {
-
-/// configs/parity.yaml with some keys set.
-Config parity_config(const std::vector<std::string>& sets = {}) {
-  return load_config(WEFT_SOURCE_DIR "/configs/parity.yaml", sets).config;
-}
-
-Config on_mesh(Config config, int data, int sequence) {
-  config.mesh.along(Axis::data) = data;
-  config.mesh.along(Axis::sequence) = sequence;
-  return config;
-}
-
-Recording record(const Config& config, const RecordingHooks& hooks = {}) {
-  const auto source = open_samples(config);
-  Recording recording;
-  run_ranks(config.mesh.ranks(), [&](World& world) {
-    Recording mine = record_run(config, world, *source, config.train.steps, hooks);
-    if (world.rank() == 0) recording = std::move(mine);
-  });
-  return recording;
-}
-
-ParityReport parity(const Config& config, const Recording& reference,
-                    const RecordingHooks& hooks = {}) {
-  return compare_runs(config, *open_samples(config), reference, record(config, hooks));
-}
 
 /// All data x sequence meshes of 2 to 8 ranks.
 std::vector<std::pair<int, int>> all_meshes() {

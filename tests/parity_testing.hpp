@@ -1,0 +1,42 @@
+// The runs that parity is tested on: configs/parity.yaml on a mesh of threads.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch/parity.hpp"
+#include "launch/train_run.hpp"
+#include "parallel/comm/threads.hpp"
+#include "tests/testing.hpp"
+
+namespace weft {
+
+/// configs/parity.yaml with some keys set.
+inline Config parity_config(const std::vector<std::string>& sets = {}) {
+  return load_config(WEFT_SOURCE_DIR "/configs/parity.yaml", sets).config;
+}
+
+inline Config on_mesh(Config config, int data, int sequence) {
+  config.mesh.along(Axis::data) = data;
+  config.mesh.along(Axis::sequence) = sequence;
+  return config;
+}
+
+/// What a run of all the config's steps computed, ranks as threads.
+inline Recording record(const Config& config, const RecordingHooks& hooks = {}) {
+  const auto source = open_samples(config);
+  Recording recording;
+  run_ranks(config.mesh.ranks(), [&](World& world) {
+    Recording mine = record_run(config, world, *source, config.train.steps, hooks);
+    if (world.rank() == 0) recording = std::move(mine);
+  });
+  return recording;
+}
+
+/// What a run of the config is found to be, held against `reference`.
+inline ParityReport parity(const Config& config, const Recording& reference,
+                           const RecordingHooks& hooks = {}) {
+  return compare_runs(config, *open_samples(config), reference, record(config, hooks));
+}
+
+}  // namespace weft
