@@ -67,6 +67,7 @@ class ActivationRecorder {
     int64_t& seen = rows_seen_[name];
     for (int64_t r = 0; r < rows; ++r, ++seen) {
       const int64_t sample = first_sample_ + seen / T, token = batch.begin + seen % T;
+      WEFT_CHECK(sample < next_sample_, name, " was observed more than once");
       std::copy_n(part.begin() + r * width, width,
                   whole.begin() + (sample * tokens_ + token) * width);
     }
