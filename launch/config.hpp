@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "models/model_config.hpp"
-#include "parallel/mesh.hpp"
+#include "parallel/layer.hpp"
 #include "src/tensor/dtype.hpp"
 
 namespace weft {
@@ -32,6 +32,7 @@ struct TrainConfig {
   int64_t global_batch_size = 1;  // samples a step, over the whole mesh
   int64_t micro_batch_size = 1;   // samples that a rank computes at a time
   DType precision = DType::f32;   // f32 or f64
+  Recompute recompute = Recompute::none;
   uint64_t seed = 1;
   DeviceChoice device = DeviceChoice::automatic;
   CommChoice comm = CommChoice::automatic;

@@ -21,7 +21,6 @@ const std::vector<NotBuilt>& not_built() {
       {"sequence.zeco_blocks", {}, "", "there are no linear mixers yet"},
       {"sequence.group", {}, "", "there are no linear mixers yet"},
       {"train.precision", {"bf16"}, "", "there are f32 and f64"},
-      {"train.recompute", {}, "none", "activations are kept"},
       {"train.device", {"cuda"}, "", "there is the CPU"},
       {"train.comm", {"nccl"}, "", "there are mpi and threads"},
       {"train.deterministic", {}, "false", "there is no such switch yet"},

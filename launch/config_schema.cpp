@@ -272,6 +272,12 @@ std::vector<Field> train_fields() {
       choice("train.precision", train(&T::precision),
              std::vector<std::pair<std::string, DType>>{{"f32", DType::f32}, {"f64", DType::f64}},
              "compute type; losses, states and reductions are at least f32"),
+      choice("train.recompute", train(&T::recompute),
+             std::vector<std::pair<std::string, Recompute>>{
+                 {"none", Recompute::none},
+                 {"layer", Recompute::layer},
+                 {"attention_output", Recompute::attention_output}},
+             "what backward computes again: nothing, layers, or layers but for the attention"),
       integer("train.seed", train(&T::seed), 0, std::numeric_limits<int64_t>::max(),
               "initial values and the order of the samples follow from it"),
       choice("train.device", train(&T::device),

@@ -17,7 +17,8 @@ struct StepMetrics {
   int64_t tokens = 0;  // of the global batch
   int ranks = 1;
   double step_s = 0;
-  double mfu = 0;  // FLOPs of the step / (step_s x the matmul rate measured at the start)
+  /// FLOPs of the step without recomputation / (step_s x the matmul rate measured at the start)
+  double mfu = 0;
   double data_wait_s = 0;
   double exposed_comm_s = 0;             // waiting for transfers that nothing hid
   std::map<std::string, int64_t> bytes;  // sent by rank 0, by group

@@ -41,6 +41,13 @@ double measure_matmul_rate(DType dtype) {
   return count * cost(product).flops / seconds_since(start);
 }
 
+/// FLOPs of a step of one rank, but for those that train.recompute adds: MFU counts what training
+/// takes, not what is done twice to save memory.
+double model_flops(Config config, int rank) {
+  config.train.recompute = Recompute::none;
+  return plan_step(config, rank).flops();
+}
+
 /// The sum over all ranks of one number; set-up traffic, not booked.
 double sum_over(Backend& all, double mine) {
   std::vector<double> values(all.size());
@@ -98,7 +105,7 @@ ExitCode TrainRun::run(World& world) {
   if (!config_.from_hf.empty()) load_hf_weights(config_.from_hf, trainer.parameters());
   {
     const auto all = world.everyone("set-up");
-    step_flops_ = sum_over(*all, plan_.flops());
+    step_flops_ = sum_over(*all, model_flops(config_, rank_));
     matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
   }
   const ProcessMesh& mesh = trainer.mesh();

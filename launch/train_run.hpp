@@ -34,7 +34,7 @@ class TrainRun {
   StepPlan plan_;
   std::string folder_;  // empty on ranks that write nothing
   std::unique_ptr<MetricsWriter> metrics_;
-  double step_flops_ = 0;   // of all ranks
+  double step_flops_ = 0;   // of all ranks, without what is computed again
   double matmul_rate_ = 0;  // FLOP/s of all ranks together
 };
 

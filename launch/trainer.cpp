@@ -89,7 +89,8 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
 void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx) {
   for (int i = 0; i < static_cast<int>(batches.size()); ++i) {
     const Batch& batch = batches[i];
-    Frame frame(frames_, std::ssize(batch.segments), sequence_cuts_, mesh_.at(Axis::sequence), i);
+    Frame frame(frames_, std::ssize(batch.segments), sequence_cuts_, mesh_.at(Axis::sequence), i,
+                config_.train.recompute);
     model_.begin({.segments = batch.segments, .tokens = batch.tokens, .labels = batch.labels},
                  frame, ctx);
     model_.forward(frame, ctx);

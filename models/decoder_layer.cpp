@@ -1,5 +1,7 @@
 #include "models/decoder_layer.hpp"
 
+#include <utility>
+
 #include "src/kernels/pointwise.hpp"
 
 namespace weft {
@@ -14,22 +16,35 @@ DecoderLayer::DecoderLayer(int layer, const ModelConfig& config, const Attention
       mlp_(layer_prefix(layer) + "mlp.", config) {}
 
 Tensor DecoderLayer::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
+  frame.open_layer(ctx.scratch);
+  const Tensor y = compute(x, frame, ctx);
+  frame.close_layer();
+  return y;
+}
+
+Tensor DecoderLayer::compute(const Tensor& x, Frame& frame, StepContext& ctx) {
   const Tensor mid = frame.push("mid", x.dtype, {x.dim(0), x.dim(1)});
   add_branch(mixer_norm_, *mixer_, mid, x, frame, ctx);
   if (ctx.probe) ctx.probe(name_ + ".mixer", mid);
-  const Tensor y = frame.push("stream", x.dtype, {x.dim(0), x.dim(1)});
-  add_branch(mlp_norm_, mlp_, y, mid, frame, ctx);
+  const Tensor y = frame.push("stream", x.dtype, {x.dim(0), x.dim(1)}, Recompute::layer);
+  add_branch(mlp_norm_, mlp_, frame.present("stream") ? Tensor{} : y, mid, frame, ctx);
   if (ctx.probe) ctx.probe(name_ + ".mlp", y);
   return y;
 }
 
 void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
+  if (frame.reopen_layer(ctx.scratch)) {
+    Probe probe = std::exchange(ctx.probe, {});  // it has seen all this
+    compute(frame.peek("stream"), frame, ctx);
+    ctx.probe = std::move(probe);
+  }
   if (ctx.probe) ctx.probe(name_ + ".dmlp", d);
   add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), frame, ctx);
   frame.pop("stream");
   if (ctx.probe) ctx.probe(name_ + ".dmixer", d);
   add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), frame, ctx);
   frame.pop("mid");
+  frame.close_layer();
 }
 
 void DecoderLayer::add_branch(const RmsNorm& norm, Layer& branch, const Tensor& y, const Tensor& x,
@@ -37,7 +52,7 @@ void DecoderLayer::add_branch(const RmsNorm& norm, Layer& branch, const Tensor& 
   const Tensor normed = frame.push("normed", x.dtype, {x.dim(0), x.dim(1)});
   norm.forward(normed, x, frame, ctx);
   branch.forward(y, normed, frame, ctx);
-  add({.y = y, .a = y, .b = x}, ctx.compute);
+  if (y) add({.y = y, .a = y, .b = x}, ctx.compute);
 }
 
 void DecoderLayer::add_branch_gradient(const RmsNorm& norm, Layer& branch, const Tensor& d,

@@ -12,14 +12,16 @@ class DecoderLayer {
  public:
   DecoderLayer(int layer, const ModelConfig& config, const AttentionStrategy& strategy);
 
-  /// x: [R, C], in the frame until backward. Returns y, pushed on the frame as "stream".
+  /// x: [R, C], the frame's "stream" until backward. Returns y, pushed as the next "stream".
   Tensor forward(const Tensor& x, Frame& frame, StepContext& ctx);
   /// d: [R, C], in place: the gradient of y becomes the gradient of x.
   void backward(const Tensor& d, Frame& frame, StepContext& ctx);
   void visit(const std::function<void(Parameter&)>& f);
 
  private:
-  /// y = x + branch(norm x); pushes "normed" and what the parts push.
+  /// Forward, or as much of it as the slots in the frame leave to be done.
+  Tensor compute(const Tensor& x, Frame& frame, StepContext& ctx);
+  /// y = x + branch(norm x), where y is asked for; pushes "normed" and what the parts push.
   void add_branch(const RmsNorm& norm, Layer& branch, const Tensor& y, const Tensor& x,
                   Frame& frame, StepContext& ctx) const;
   /// d += the gradient that reaches x through the branch.

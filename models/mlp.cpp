@@ -16,6 +16,7 @@ void Mlp::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& c
   const Tensor up = frame.push("up", x.dtype, {x.dim(0), width_});
   gate_.forward(gate, x, ctx);
   up_.forward(up, x, ctx);
+  if (!y) return;
   const Scope scope(ctx.scratch);
   const Tensor activation = ctx.scratch.allocate("activation", x.dtype, {x.dim(0), width_});
   swiglu_forward({.y = activation, .gate = gate, .up = up}, ctx.compute);

@@ -58,14 +58,15 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   const Tensor q = frame.push("q", x.dtype, {B, T, heads_, head_dim_});
   const Tensor k = frame.push("k", x.dtype, {B, T, kv_heads_, head_dim_});
   const Tensor v = frame.push("v", x.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor out = frame.push("out", wide, {B, T, heads_, head_dim_});
-  const Tensor lse = frame.push("lse", wide, {B, heads_, T});
+  const Tensor out =
+      frame.push("out", wide, {B, T, heads_, head_dim_}, Recompute::attention_output);
+  const Tensor lse = frame.push("lse", wide, {B, heads_, T}, Recompute::attention_output);
   q_.forward(q.reshape({B * T, heads_ * head_dim_}), x, ctx);
   k_.forward(k.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
   v_.forward(v.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
   rotate(q, false, frame, ctx);
   rotate(k, false, frame, ctx);
-  strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
+  if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
   observe("q", q, ctx);
   observe("k", k, ctx);
   observe("v", v, ctx);

@@ -10,7 +10,8 @@ namespace weft {
 
 /// Grouped-query softmax attention with rotary positions: projections and rotation are local to a
 /// token, what crosses the sequence axis is the strategy's. Reads the frame's "cos", "sin",
-/// "key begin" and "key end"; pushes "q", "k", "v" (rotated), "out" and "lse".
+/// "key begin" and "key end"; pushes "q", "k", "v" (rotated), "out" and "lse". Where those last two
+/// are kept, a recomputation does without the strategy.
 class SoftmaxAttention final : public Layer {
  public:
   /// `prefix`: "model.layers.<layer>.self_attn.". With a `window` a query sees no key further back,

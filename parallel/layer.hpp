@@ -16,13 +16,25 @@
 
 namespace weft {
 
+/// How much of a layer backward computes again (train.recompute), from least to most.
+enum class Recompute {
+  none,
+  attention_output,  // all but the mixer's result (Li, Shao et al., arXiv 2310.03294)
+  layer              // all but what enters the layer
+};
+
 /// One micro-batch on one stage: its tokens, its documents, and a stack of named slots that layers
 /// push going forward and pop going backward, in reverse order.
+///
+/// What the policy `recompute` drops does not outlive the layer's forward. Backward then runs that
+/// forward again over the slots that were kept: push() finds them in place, and what is present is
+/// neither computed nor communicated again.
 class Frame {
  public:
   /// `slab` is the frame's own. `cuts` shards the N tokens of each of `batch` sequences; this rank
   /// holds piece `shard`.
-  Frame(Arena& slab, int64_t batch, const Cuts& cuts, int shard, int micro_batch);
+  Frame(Arena& slab, int64_t batch, const Cuts& cuts, int shard, int micro_batch,
+        Recompute recompute = Recompute::none);
 
   int64_t batch() const { return batch_; }                     // B
   int64_t tokens() const { return cuts_.size(shard_); }        // T, of this shard
@@ -31,32 +43,65 @@ class Frame {
   const Cuts& cuts() const { return cuts_; }
   int micro_batch() const { return micro_batch_; }
 
-  /// A named tensor that lives until it is popped.
-  Tensor push(const char* slot, DType dtype, std::initializer_list<int64_t> shape);
+  /// A named tensor that lives until it is popped. Inside a layer that holds under policies up to
+  /// `kept_under`; under others it lies in the layer's scratch and lives until the layer closes, so
+  /// that no Scope of the scratch may be open around the push.
+  Tensor push(const char* slot, DType dtype, std::initializer_list<int64_t> shape,
+              Recompute kept_under = Recompute::none);
   /// The tensor pushed last, which must bear this name. Its bytes stay until the next push.
   Tensor pop(const char* slot);
   /// A slot of this frame that stays; the latest of that name.
   Tensor peek(const char* slot) const;
   /// The same, or an absent tensor where there is none.
   Tensor find(const char* slot) const;
+  /// Whether the latest slot of that name still holds what an earlier forward wrote.
+  bool present(const char* slot) const;
   bool empty() const { return slots_.empty(); }
+
+  /// Begins a layer's forward; `scratch` takes what the policy drops.
+  void open_layer(Arena& scratch);
+  /// Begins the same layer's backward, layers in reverse order. True where its forward must run
+  /// again, which then pushes the same slots in the same order.
+  bool reopen_layer(Arena& scratch);
+  /// Ends either: dropped slots are gone, and the scratch is as it was before.
+  void close_layer();
 
  private:
   struct Slot {
     const char* name;
     Tensor tensor;
-    Arena::Mark below;
+    Arena::Mark below;     // of the slab, where it is kept
+    int layer;             // counted as they open; 0: of none
+    bool kept;             // lies in the slab
+    bool present = false;  // found in place when it was pushed
   };
+
+  void open(int layer, Arena& scratch);
+  /// The next of the slots that the layer kept, which must bear this name.
+  Slot take_held(const char* slot);
+  const Slot* latest(const char* slot) const;  // or null
+  /// Throws where the scratch was rewound below the layer's slots.
+  void check_scratch() const;
 
   Arena& slab_;
   int64_t batch_;
   Cuts cuts_;
   int shard_;
   int micro_batch_;
+  Recompute recompute_;
   std::vector<Slot> slots_;
+
+  int layers_ = 0;            // opened so far
+  int open_ = 0;              // the open layer, or 0
+  bool again_ = false;        // its forward runs again
+  std::vector<Slot> held_;    // what it kept and that forward has not pushed yet, the next one last
+  Arena* scratch_ = nullptr;  // while a layer is open
+  Arena::Mark before_{};      // of the scratch, when the layer opened
+  int64_t dropped_end_ = 0;   // bytes of the scratch up to the end of the last dropped slot
 };
 
-/// Sees named tensors as a step passes them; for tests, parity and evaluation.
+/// Sees named tensors as a step passes them, each once: not again where backward computes them
+/// again. For tests, parity and evaluation.
 using Probe = std::function<void(std::string_view name, const Tensor& value)>;
 
 /// What a step lends to the layers. Carries no documents: those belong to the frame.
@@ -86,8 +131,9 @@ struct StepContext {
 class Layer {
  public:
   virtual ~Layer() = default;
-  /// x, y: [R, C], R = B T rows; y is overwritten. Pushes onto the frame what backward needs. x
-  /// stays where it is until backward.
+  /// x, y: [R, C], R = B T rows; y is overwritten. An absent y is not asked for: then only what
+  /// backward needs is. Pushes onto the frame what backward needs, marked with the policies that
+  /// keep it, and leaves alone what frame.present(). x stays where it is until backward.
   virtual void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) = 0;
   /// dx: overwritten with the gradient of x; may not be dy. Pops what forward pushed.
   virtual void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,

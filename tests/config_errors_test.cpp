@@ -136,9 +136,9 @@ const BadText kBadValues[] = {
      "run.yaml:1: mesh.tensor: expected an integer from 1 to 65535, got a section of keys"},
     {"SectionForAPattern", "model: {layer_pattern: {x: 1}}\n",
      "run.yaml:1: model.layer_pattern: expected a pattern of letters, got a section of keys"},
-    {"SectionForAKeyOfLater", "train: {recompute: {none: 1}}\n",
-     "run.yaml:1: train.recompute.none: expected a key of this version, got "
-     "'train.recompute.none'"},
+    {"SectionForAKeyOfLater", "train: {deterministic: {none: 1}}\n",
+     "run.yaml:1: train.deterministic.none: expected a key of this version, got "
+     "'train.deterministic.none'"},
     {"ListForAScalar", "train: {steps: [3]}\n", "run.yaml:1: train.steps: " + kSteps + "a list"},
     {"NothingForAScalar", "train:\n  steps:\n", "run.yaml:2: train.steps: " + kSteps + "nothing"},
     {"WordForAnInteger", "train: {steps: many}\n", "run.yaml:1: train.steps: " + kSteps + "'many'"},
@@ -269,7 +269,6 @@ const Later kLater[] = {
     {"ZecoBlocks", "sequence: {zeco_blocks: auto}", "sequence.zeco_blocks"},
     {"Group", "sequence: {group: auto}", "sequence.group"},
     {"Precision", "train: {precision: bf16}", "train.precision: bf16"},
-    {"Recompute", "train: {recompute: layer}", "train.recompute: layer"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
     {"DeviceCuda", "train: {device: cuda}", "train.device: cuda"},
     {"CommNccl", "train: {comm: nccl}", "train.comm: nccl"},

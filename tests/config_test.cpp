@@ -17,7 +17,7 @@ Config parse_set(const std::string& set) {
 
 TEST(ConfigTest, ValuesOfTodayAreTakenForKeysOfLater) {
   EXPECT_NO_THROW(
-      parse("data: {path: x}\ntrain: {recompute: none, deterministic: false}\n"
+      parse("data: {path: x}\ntrain: {deterministic: false}\n"
             "mesh: {pipeline: 1, tensor: 1}\noptimizer: {zero: 1}\n"));
 }
 
@@ -46,6 +46,7 @@ TEST(ConfigTest, LoadsAFile) {
   EXPECT_EQ(c.mesh.along(Axis::sequence), 4);
   EXPECT_EQ(c.data.path, "synthetic");
   EXPECT_EQ(c.train.precision, DType::f64);
+  EXPECT_EQ(c.train.recompute, Recompute::layer);
   EXPECT_EQ(c.optimizer.lr, 3e-3);
   EXPECT_EQ(c.optimizer.betas[1], 0.95);
   EXPECT_EQ(c.train.loss_slice, TrainConfig{}.loss_slice);

@@ -38,7 +38,7 @@ inline const std::string kValid =
     "train:\n"
     "  steps: 200\n"
     "  precision: f64\n"
-    "  recompute: none\n"
+    "  recompute: layer\n"
     "optimizer: {lr: 3.0e-3, min_lr: 3.0e-4, warmup_steps: 20, betas: [0.9, 0.95], eps: 1.0e-8}\n"
     "log: {every: 1}\n";
 

@@ -81,6 +81,13 @@ TEST(Parity, WithAStrategyALayer) {
                 {{1, 3}, {2, 4}});
 }
 
+TEST(Parity, Recomputing) {
+  for (const char* policy : {"layer", "attention_output"}) {
+    expect_parity({"model.layer_pattern=W*", "model.window=7", concat("train.recompute=", policy)},
+                  {{1, 3}, {2, 2}});
+  }
+}
+
 class FullParity : public testing::TestWithParam<std::tuple<int, bool, const char*>> {};
 
 TEST_P(FullParity, EveryMesh) {
