@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/byte_check.hpp"
+#include "parallel/sequence/strategies.hpp"
 #include "tests/command.hpp"
 #include "tests/testing.hpp"
 
@@ -65,16 +66,31 @@ TEST(Train, WindowsFollowTheCurveOfOneOnAnyMesh) {
   expect_the_curve_of_one({{1, 8}}, windows + "4 --set data.seq_length=5");  // empty ones
 }
 
-TEST(Train, WindowsTravelOverMpi) {
+/// Losses of four MPI processes are those of one rank, whatever the arguments say.
+void expect_the_curve_of_one_over_mpi(const std::string& arguments) {
   const std::string one = fresh_folder(), four = fresh_folder();
-  const std::string windows = "--set model.layer_pattern=W --set model.window=40 ";
-  ASSERT_EQ(run_command(train(weft_alone(), one, windows)).code, 0);
+  ASSERT_EQ(run_command(train(weft_alone(), one, arguments)).code, 0);
   const CommandResult run =
-      run_command(train(weft_on(4), four, windows + "--strict --set mesh.sequence=4"));
+      run_command(train(weft_on(4), four, arguments + " --strict --set mesh.sequence=4"));
   ASSERT_EQ(run.code, 0) << run.out;
   const auto expected = metric(one, "loss"), got = metric(four, "loss");
   ASSERT_EQ(got.size(), expected.size());
   for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-12) << i;
+}
+
+TEST(Train, WindowsTravelOverMpi) {
+  expect_the_curve_of_one_over_mpi("--set model.layer_pattern=W --set model.window=40");
+}
+
+TEST(Train, EveryStrategyTravelsOverMpi) {
+  std::string names;  // one a layer, the table over and over
+  for (int layer = 0; layer < 8; ++layer) {
+    const auto& strategy = attention_strategies()[layer % attention_strategies().size()];
+    names += concat(layer == 0 ? "" : ",", strategy.name);
+  }
+  const std::string all = "--set 'sequence.attention=[" + names + "]' ";
+  expect_the_curve_of_one_over_mpi(all);
+  expect_the_curve_of_one_over_mpi(all + "--set model.num_key_value_heads=8");  // helpers help
 }
 
 TEST(Train, ARankThatThrowsEndsTheJob) {
@@ -321,7 +337,10 @@ TEST(Train, RealTextGoesFromFileToUpdate) {
 TEST(Strategies, AreListed) {
   const CommandResult run = run_command(weft_alone() + " strategies");
   EXPECT_EQ(run.code, 0);
-  EXPECT_NE(run.out.find("ring"), std::string::npos);
+  for (const AttentionStrategy& strategy : attention_strategies()) {
+    EXPECT_NE(run.out.find(concat("  ", strategy.name, " ")), std::string::npos) << strategy.name;
+    EXPECT_NE(run.out.find(strategy.summary), std::string::npos) << strategy.name;
+  }
 }
 
 TEST(Help, EverySubcommandHasSome) {

@@ -21,7 +21,11 @@ done
 tools/build.sh "$preset"
 start=$SECONDS
 results=$(tools/run_ctest.sh "build/$preset" "build/$preset/tests.log" "${labels[@]}" "$@")
-echo "suite: $results (passed, failed, skipped) in $((SECONDS - start)) s; build/$preset/tests.log"
+# Tests that walk a grid say how many cells they ran.
+cells=$(awk '/^[0-9]+ cells$/ { sum += $1 } END { print sum + 0 }' \
+  "build/$preset/Testing/Temporary/LastTest.log")
+echo "suite: $results (passed, failed, skipped) in $((SECONDS - start)) s, $cells cells of grids;" \
+  "build/$preset/tests.log"
 if $all; then
   for kind in address thread; do
     start=$SECONDS
