@@ -133,7 +133,8 @@ class Layer {
   virtual ~Layer() = default;
   /// x, y: [R, C], R = B T rows; y is overwritten. An absent y is not asked for: then only what
   /// backward needs is. Pushes onto the frame what backward needs, marked with the policies that
-  /// keep it, and leaves alone what frame.present(). x stays where it is until backward.
+  /// keep it, and leaves alone what frame.present(). x stays where it is until backward. On return
+  /// ctx.compute has waited for every transfer: slots that are dropped go with the layer.
   virtual void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) = 0;
   /// dx: overwritten with the gradient of x; may not be dy. Pops what forward pushed.
   virtual void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
