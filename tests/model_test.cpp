@@ -120,7 +120,7 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
     ModelConfig config = tiny_config(false, true).model;
     config.layer_pattern = "W";
     config.window = 3;
-    const Model model(config, {&attention_strategy("auto")}, 5);
+    const Model model(config, {&attention_strategy("ring")}, 5);
     TestRank rank(world, {});
     Arena slab("frame", Device::cpu, 1 << 16);
     const Cuts cuts = Cuts::of_sizes({5, 8});
