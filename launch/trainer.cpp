@@ -152,7 +152,8 @@ std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
          .kv_heads = config.model.num_key_value_heads,
          .head_dim = config.model.head_dim,
          .dtype = config.train.precision,
-         .causal = config.model.causal});
+         .causal = config.model.causal,
+         .forwards = config.train.recompute == Recompute::layer ? 2 : 1});
   };
   std::vector<const AttentionStrategy*> strategies;
   for (const std::string& name : config.sequence.attention) {

@@ -30,7 +30,8 @@ struct AttentionGradients {
 };
 
 /// A strategy computes exact attention over the whole sequence, whatever the cuts (uneven, empty)
-/// and the documents. Its messages depend on shapes only, never on documents.
+/// and the documents. Its messages depend on shapes only, never on documents. When a call returns
+/// the compute stream has waited for its transfers, sends included: the shard may then be gone.
 class AttentionParallel {
  public:
   virtual ~AttentionParallel() = default;

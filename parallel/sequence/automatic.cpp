@@ -49,7 +49,7 @@ AttentionTraffic traffic_of_rank(const AttentionStrategy& strategy, const Attent
   const AttentionGradients gradients{
       .dq = heads(wide, s.heads), .dk = heads(wide, s.kv_heads), .dv = heads(wide, s.kv_heads)};
   const auto attention = strategy.make();
-  attention->forward(shard, out, lse, ctx);
+  for (int pass = 0; pass < s.forwards; ++pass) attention->forward(shard, out, lse, ctx);
   attention->backward(shard, out, lse, heads(s.dtype, s.heads), gradients, ctx);
   AttentionTraffic traffic;
   for (const auto& [key, bytes] : booked.entries()) traffic.bytes += bytes;

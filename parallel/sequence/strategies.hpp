@@ -31,6 +31,7 @@ struct AttentionSetting {
   int64_t head_dim;         // D
   DType dtype;
   bool causal;
+  int forwards = 1;  // of a step: 2 where backward computes the layer again
 };
 
 /// What a strategy sends for one layer, forward and backward, as the recording communicator books
