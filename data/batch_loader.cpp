@@ -77,9 +77,24 @@ int64_t sample_at(uint64_t seed, int64_t global_index, int64_t samples) {
 
 // ---- Batches
 
+namespace {
+
+/// Labels of tokens [begin, begin + tokens.size() - 1): the next token, -1 at a document's end.
+std::vector<int32_t> next_tokens(const SegmentMap& segments, int64_t begin,
+                                 std::span<const int32_t> tokens) {
+  std::vector<int32_t> labels(tokens.size() - 1);
+  for (size_t i = 0; i < labels.size(); ++i) {
+    labels[i] = segments.has_label(begin + static_cast<int64_t>(i)) ? tokens[i + 1] : -1;
+  }
+  return labels;
+}
+
+}  // namespace
+
 BatchLoader::BatchLoader(const SampleSource& source, uint64_t seed, int64_t global_batch_size,
                          const Cuts& sequence_cuts, int sequence_shard, const Cuts& data_cuts,
-                         int data_shard, int64_t micro_batch_size)
+                         int data_shard, int64_t micro_batch_size,
+                         std::optional<TokenMasking> masking)
     : source_(source),
       seed_(seed),
       global_batch_size_(global_batch_size),
@@ -87,7 +102,8 @@ BatchLoader::BatchLoader(const SampleSource& source, uint64_t seed, int64_t glob
       token_end_(sequence_cuts.end(sequence_shard)),
       sample_begin_(data_cuts.begin(data_shard)),
       sample_end_(data_cuts.end(data_shard)),
-      micro_batch_size_(micro_batch_size) {
+      micro_batch_size_(micro_batch_size),
+      masking_(masking) {
   WEFT_CHECK(sequence_cuts.total() == source.seq_length(), sequence_cuts.total(), " is not ",
              source.seq_length());
   WEFT_CHECK(data_cuts.total() == global_batch_size, data_cuts.total(), " is not ",
@@ -95,8 +111,12 @@ BatchLoader::BatchLoader(const SampleSource& source, uint64_t seed, int64_t glob
   WEFT_CHECK(micro_batch_size > 0, micro_batch_size);
 }
 
-int64_t BatchLoader::sample(int64_t step, int64_t index) const {
-  return sample_at(seed_, step * global_batch_size_ + index, source_.samples());
+int64_t BatchLoader::global_index(int64_t step, int64_t index) const {
+  return step * global_batch_size_ + index;
+}
+
+int64_t BatchLoader::sample(int64_t global_index) const {
+  return sample_at(seed_, global_index, source_.samples());
 }
 
 std::vector<Batch> BatchLoader::load(int64_t step) const {
@@ -114,26 +134,30 @@ Batch BatchLoader::load_batch(int64_t step, int64_t first, int64_t last) const {
   const int64_t places = (last - first) * (token_end_ - token_begin_);
   batch.tokens.reserve(places);
   batch.labels.reserve(places);
-  for (int64_t index = first; index < last; ++index) append_sample(sample(step, index), batch);
+  for (int64_t i = first; i < last; ++i) append_sample(global_index(step, i), batch);
   return batch;
 }
 
-void BatchLoader::append_sample(int64_t sample, Batch& batch) const {
+void BatchLoader::append_sample(int64_t global_index, Batch& batch) const {
+  const int64_t sample = this->sample(global_index);
   const SegmentMap& segments = batch.segments.emplace_back(source_.segments(sample));
   if (token_begin_ == token_end_) return;
   // One token more than the shard: labels are shifted before the cut.
   std::vector<int32_t> tokens(token_end_ - token_begin_ + 1);
   source_.tokens(sample, token_begin_, token_end_ + 1, tokens);
-  batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end() - 1);
-  for (int64_t t = token_begin_; t < token_end_; ++t) {
-    batch.labels.push_back(segments.has_label(t) ? tokens[t - token_begin_ + 1] : -1);
-  }
+  const std::span<int32_t> own = std::span(tokens).first(tokens.size() - 1);
+  const std::vector<int32_t> labels = masking_ ? masking_->mask(global_index, token_begin_, own)
+                                               : next_tokens(segments, token_begin_, tokens);
+  batch.tokens.insert(batch.tokens.end(), own.begin(), own.end());
+  batch.labels.insert(batch.labels.end(), labels.begin(), labels.end());
 }
 
 int64_t BatchLoader::global_labels(int64_t step) const {
   int64_t labels = 0;
-  for (int64_t index = 0; index < global_batch_size_; ++index) {
-    labels += source_.segments(sample(step, index)).labels(0, source_.seq_length());
+  for (int64_t i = 0; i < global_batch_size_; ++i) {
+    const int64_t index = global_index(step, i);
+    labels += masking_ ? masking_->selected(index, source_.seq_length())
+                       : source_.segments(sample(index)).labels(0, source_.seq_length());
   }
   return labels;
 }

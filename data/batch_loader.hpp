@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "data/masking.hpp"
 #include "data/token_file.hpp"
 #include "src/core/segment_map.hpp"
 #include "src/core/shard.hpp"
@@ -57,7 +59,9 @@ struct Batch {
   int64_t begin = 0;
   int64_t end = 0;
   std::vector<int32_t> tokens;  // [B, T]
-  std::vector<int32_t> labels;  // [B, T]: the next token of the same document, or -1, ignored
+  /// [B, T]: the next token of the same document, or under masking the token that was selected
+  /// here; -1, ignored, where there is none.
+  std::vector<int32_t> labels;
 };
 
 /// Batches of one rank. Every rank of the job makes one with the same source, seed, sizes and cuts,
@@ -65,10 +69,11 @@ struct Batch {
 class BatchLoader {
  public:
   /// `source` outlives the loader. `sequence_cuts` cut the tokens of a sample, `data_cuts` the
-  /// `global_batch_size` samples of a step.
+  /// `global_batch_size` samples of a step. With `masking`, tokens are masked and their own labels;
+  /// without, every label is the next token.
   BatchLoader(const SampleSource& source, uint64_t seed, int64_t global_batch_size,
               const Cuts& sequence_cuts, int sequence_shard, const Cuts& data_cuts, int data_shard,
-              int64_t micro_batch_size);
+              int64_t micro_batch_size, std::optional<TokenMasking> masking = {});
 
   /// This rank's micro-batches of a step, possibly none; the last may have fewer samples. Step s
   /// takes the samples at global indices [s G, (s + 1) G), G the global batch size.
@@ -78,9 +83,10 @@ class BatchLoader {
   int64_t global_labels(int64_t step) const;
 
  private:
-  int64_t sample(int64_t step, int64_t index) const;
+  int64_t global_index(int64_t step, int64_t index) const;
+  int64_t sample(int64_t global_index) const;
   Batch load_batch(int64_t step, int64_t first, int64_t last) const;
-  void append_sample(int64_t sample, Batch& batch) const;
+  void append_sample(int64_t global_index, Batch& batch) const;
 
   const SampleSource& source_;
   uint64_t seed_;
@@ -88,6 +94,7 @@ class BatchLoader {
   int64_t token_begin_, token_end_;    // of every sample
   int64_t sample_begin_, sample_end_;  // of every global batch
   int64_t micro_batch_size_;
+  std::optional<TokenMasking> masking_;
 };
 
 }  // namespace weft

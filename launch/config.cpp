@@ -134,6 +134,17 @@ class Loader {
     require(c.optimizer.warmup_steps <= c.train.steps, "optimizer.warmup_steps",
             "at most train.steps = ", c.train.steps, ", got ", c.optimizer.warmup_steps);
     validate_attention();
+    validate_objective();
+  }
+
+  void validate_objective() const {
+    const Config& c = loaded_.config;
+    require(c.data.mask_token < c.model.vocab_size, "data.mask_token",
+            "a token id below model.vocab_size = ", c.model.vocab_size, ", got ",
+            c.data.mask_token);
+    // It would guess from one side what next_token teaches it at every token.
+    require(c.data.objective == Objective::next_token || !c.model.causal, "data.objective",
+            "next_token for a causal model (model.causal: true), got masked");
   }
 
   void validate_attention() const {

@@ -18,10 +18,16 @@ struct SequenceConfig {
   std::vector<std::string> attention{"ring"};
 };
 
+/// What a token's label is: the token after it, or the token that a mask hides.
+enum class Objective { next_token, masked };
+
 struct DataConfig {
   std::string path;           // a token file, or "synthetic"
   int64_t seq_length = 2048;  // tokens of a sample, N
   bool documents = true;      // packed documents do not see each other
+  Objective objective = Objective::next_token;
+  double mask_fraction = 0.15;  // masked: how likely a token is selected
+  int64_t mask_token = -1;      // masked: what hides a token; -1 is the model's last token
 };
 
 enum class DeviceChoice { automatic, cpu };
@@ -68,6 +74,11 @@ struct Config {
   TrainConfig train;
   OptimizerConfig optimizer;
   LogConfig log;
+
+  /// The token that data.mask_token means.
+  int64_t mask_token() const {
+    return data.mask_token < 0 ? model.vocab_size - 1 : data.mask_token;
+  }
 };
 
 /// The size of an axis that takes the ranks the others leave ("auto" in the file).

@@ -16,6 +16,7 @@ using rows::flag;
 using rows::integer;
 using rows::kNotNegative;
 using rows::kPositive;
+using rows::kPositiveShare;
 using rows::kShare;
 using rows::line;
 using rows::number;
@@ -132,6 +133,17 @@ Field window() {
                         "keys that a query of a W layer sees, its own included; needed with a W");
   field.write = [write = std::move(field.write)](const Config& config) {
     return config.model.window == 0 ? "" : write(config);
+  };
+  return field;
+}
+
+/// The mask token, which the config may leave to the vocabulary.
+Field mask_token() {
+  Field field = integer("data.mask_token", in(&Config::data, &DataConfig::mask_token), 0, kMany,
+                        "masked: the token that hides a selected one; default: the last of "
+                        "`model.vocab_size`, which the data must leave free");
+  field.write = [write = std::move(field.write)](const Config& config) {
+    return config.data.mask_token < 0 ? "" : write(config);
   };
   return field;
 }
@@ -257,6 +269,14 @@ std::vector<Field> layout_fields() {
       integer("data.seq_length", data(&DataConfig::seq_length), 1, kMany, "tokens of a sample"),
       flag("data.documents", data(&DataConfig::documents),
            "packed documents do not see each other"),
+      choice("data.objective", data(&DataConfig::objective),
+             std::vector<std::pair<std::string, Objective>>{{"next_token", Objective::next_token},
+                                                            {"masked", Objective::masked}},
+             "what is predicted: every next token, or tokens that a mask hides (needs "
+             "`model.causal: false`)"),
+      number("data.mask_fraction", data(&DataConfig::mask_fraction), kPositiveShare,
+             "masked: how likely a token is selected"),
+      mask_token(),
   };
 }
 

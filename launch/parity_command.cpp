@@ -8,7 +8,7 @@
 #include "launch/json_file.hpp"
 #include "launch/mesh_option.hpp"
 #include "launch/parity.hpp"
-#include "launch/train_run.hpp"
+#include "launch/samples.hpp"
 #include "parallel/comm/mpi.hpp"
 #include "parallel/comm/threads.hpp"
 #include "src/core/log.hpp"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "launch/samples.hpp"
 #include "src/core/random.hpp"
 
 namespace weft {
@@ -108,10 +109,7 @@ class RecordedRank {
         trainer_(config, world, plan_, hooks.attention),
         all_(world.everyone("recording")),
         samples_(Cuts::even(config.train.global_batch_size, trainer_.mesh().size(Axis::data))),
-        loader_(source, config.train.seed, config.train.global_batch_size,
-                Cuts::even(config.data.seq_length, trainer_.mesh().size(Axis::sequence)),
-                trainer_.mesh().at(Axis::sequence), samples_, trainer_.mesh().at(Axis::data),
-                config.train.micro_batch_size),
+        loader_(make_batch_loader(config, source, coordinate_of(config.mesh, world.rank()))),
         activations_(config.train.global_batch_size, config.data.seq_length) {
     trainer_.set_before_update([this] {
       if (hooks_.gradients) hooks_.gradients(trainer_);

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <utility>
 
-#include "data/synthetic.hpp"
+#include "launch/samples.hpp"
 #include "launch/trainer.hpp"
 #include "parallel/comm/recording.hpp"
 #include "parallel/comm/threads.hpp"
@@ -145,16 +145,20 @@ class TimedStream final : public Stream {
   StepBench::Kernel* current_ = nullptr;
 };
 
+/// The config with one document of synthetic tokens a sample.
+Config on_synthetic_tokens(Config config) {
+  config.data.path = "synthetic";
+  config.data.documents = false;
+  return config;
+}
+
 /// One rank that trains on synthetic tokens, a step at a time.
 class TimedTrainer {
  public:
   TimedTrainer(const Config& config, World& world, const MemoryPlan& memory)
-      : config_(config),
-        source_(config.model.vocab_size, config.data.seq_length, config.train.seed,
-                /*documents=*/false),
-        loader_(source_, config.train.seed, config.train.global_batch_size,
-                Cuts::even(config.data.seq_length, 1), 0,
-                Cuts::even(config.train.global_batch_size, 1), 0, config.train.micro_batch_size),
+      : config_(on_synthetic_tokens(config)),
+        source_(open_samples(config_)),
+        loader_(make_batch_loader(config_, *source_, Coordinate{})),
         trainer_(config, world, memory) {
     auto stream = std::make_unique<TimedStream>();
     stream_ = stream.get();
@@ -176,7 +180,7 @@ class TimedTrainer {
 
  private:
   Config config_;
-  SyntheticSource source_;
+  std::unique_ptr<SampleSource> source_;
   BatchLoader loader_;
   Trainer trainer_;
   TimedStream* stream_;

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "data/synthetic.hpp"
 #include "launch/byte_check.hpp"
 #include "launch/hf_weights.hpp"
 #include "launch/learning_rate.hpp"
@@ -76,19 +75,6 @@ void fail_on_demand(int rank, int64_t step) {
 
 }  // namespace
 
-std::unique_ptr<SampleSource> open_samples(const Config& config) {
-  const auto& [path, seq_length, documents] = config.data;
-  if (path == "synthetic") {
-    return std::make_unique<SyntheticSource>(config.model.vocab_size, seq_length, config.train.seed,
-                                             documents);
-  }
-  auto source = std::make_unique<TokenFileSource>(path, seq_length, documents);
-  WEFT_REQUIRE(source->vocab_size() <= config.model.vocab_size, ExitCode::data, path,
-               ": a vocabulary of ", source->vocab_size(), " tokens, model.vocab_size is ",
-               config.model.vocab_size);
-  return source;
-}
-
 TrainRun::TrainRun(const Config& config, int rank)
     : config_(config), rank_(rank), source_(open_samples(config)), plan_(plan_step(config, rank)) {}
 
@@ -108,12 +94,8 @@ ExitCode TrainRun::run(World& world) {
     step_flops_ = sum_over(*all, model_flops(config_, rank_));
     matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
   }
-  const ProcessMesh& mesh = trainer.mesh();
-  const BatchLoader loader(*source_, config_.train.seed, config_.train.global_batch_size,
-                           Cuts::even(config_.data.seq_length, mesh.size(Axis::sequence)),
-                           mesh.at(Axis::sequence),
-                           Cuts::even(config_.train.global_batch_size, mesh.size(Axis::data)),
-                           mesh.at(Axis::data), config_.train.micro_batch_size);
+  const BatchLoader loader =
+      make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe(trainer);
   for (int64_t step = 0; step < config_.train.steps; ++step) {
     whereabouts().step = step;

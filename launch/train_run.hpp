@@ -4,9 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "data/batch_loader.hpp"
 #include "launch/config.hpp"
 #include "launch/metrics.hpp"
+#include "launch/samples.hpp"
 #include "launch/trainer.hpp"
 
 namespace weft {
@@ -37,8 +37,5 @@ class TrainRun {
   double step_flops_ = 0;   // of all ranks, without what is computed again
   double matmul_rate_ = 0;  // FLOP/s of all ranks together
 };
-
-/// The samples that data.path names.
-std::unique_ptr<SampleSource> open_samples(const Config& config);
 
 }  // namespace weft

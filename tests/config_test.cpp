@@ -173,7 +173,12 @@ Config everything_set() {
   c.mesh.size = {kAutoSize, 1, 3, 1};
   c.mesh.order = {Axis::tensor, Axis::sequence, Axis::pipeline, Axis::data};
   c.sequence.attention = {"auto", "ring"};
-  c.data = {.path = "a \"b\" \\ # \xc3\xa9: c", .seq_length = 77, .documents = false};
+  c.data = {.path = "a \"b\" \\ # \xc3\xa9: c",
+            .seq_length = 77,
+            .documents = false,
+            .objective = Objective::masked,
+            .mask_fraction = 0.2,
+            .mask_token = 0};
   c.train = {.steps = 30,
              .global_batch_size = 7,
              .micro_batch_size = 3,

@@ -99,7 +99,7 @@ inline auto members(const Config& c) {
                  s.original_max_position_embeddings, m.tie_word_embeddings, m.causal,
                  m.layer_pattern, m.window, m.embedding_std, c.from_hf),
       std::tuple(c.mesh.size, c.mesh.order, c.sequence.attention, c.data.path, c.data.seq_length,
-                 c.data.documents),
+                 c.data.documents, c.data.objective, c.data.mask_fraction, c.data.mask_token),
       std::tuple(c.train.steps, c.train.global_batch_size, c.train.micro_batch_size,
                  c.train.precision, c.train.seed, c.train.device, c.train.comm, c.train.loss_slice,
                  c.train.strict),

@@ -70,13 +70,6 @@ TEST(Order, HugeCounts) {
 
 // ---- Sources
 
-std::vector<int32_t> sample_tokens(const SampleSource& source, int64_t sample, int64_t begin,
-                                   int64_t end) {
-  std::vector<int32_t> tokens(end - begin);
-  source.tokens(sample, begin, end, tokens);
-  return tokens;
-}
-
 TEST(SyntheticSource, IsAFunctionOfSeedAndSample) {
   const SyntheticSource source(50, 40, 9, true), again(50, 40, 9, true), other(50, 40, 10, true);
   for (const int64_t sample : {int64_t{0}, int64_t{1}, int64_t{12345678901}}) {
@@ -146,13 +139,9 @@ TEST(TokenFileSource, WindowsMatchATokenByTokenView) {
 
 // ---- Batches
 
-/// Every sample of a step on one rank, in order: tokens, and labels found token by token.
-struct Reference {
-  std::vector<std::vector<int32_t>> tokens, labels;
-};
-
-Reference reference(const SampleSource& source, uint64_t seed, int64_t step, int64_t global) {
-  Reference out;
+/// A step without a loader: labels are found token by token.
+LoadedStep reference(const SampleSource& source, uint64_t seed, int64_t step, int64_t global) {
+  LoadedStep out;
   const int64_t n = source.seq_length();
   for (int64_t i = step * global; i < (step + 1) * global; ++i) {
     const int64_t sample = sample_at(seed, i, source.samples());
@@ -164,34 +153,6 @@ Reference reference(const SampleSource& source, uint64_t seed, int64_t step, int
     }
     if (!map.has_label(n - 1)) labels[n - 1] = -1;
     out.tokens.emplace_back(tokens.begin(), tokens.end() - 1);
-  }
-  return out;
-}
-
-/// Loads a step on every rank of a grid and puts the shards back together.
-Reference reassembled(const SampleSource& source, uint64_t seed, int64_t step, const Cuts& data,
-                      const Cuts& sequence, int64_t micro_batch) {
-  const std::vector<int32_t> blank(source.seq_length(), -7);
-  Reference out{{static_cast<size_t>(data.total()), blank},
-                {static_cast<size_t>(data.total()), blank}};
-  for (int d = 0; d < data.pieces(); ++d) {
-    for (int s = 0; s < sequence.pieces(); ++s) {
-      const BatchLoader loader(source, seed, data.total(), sequence, s, data, d, micro_batch);
-      int64_t sample = data.begin(d);
-      for (const Batch& batch : loader.load(step)) {
-        const int64_t b = std::ssize(batch.segments), t = batch.end - batch.begin;
-        EXPECT_TRUE(b > 0 && b <= micro_batch);
-        EXPECT_EQ(batch.begin, sequence.begin(s));
-        EXPECT_EQ(batch.end, sequence.end(s));
-        EXPECT_EQ(std::ssize(batch.tokens), b * t);
-        EXPECT_EQ(std::ssize(batch.labels), b * t);
-        for (int64_t row = 0; row < b; ++row, ++sample) {
-          std::copy_n(batch.tokens.begin() + row * t, t, out.tokens[sample].begin() + batch.begin);
-          std::copy_n(batch.labels.begin() + row * t, t, out.labels[sample].begin() + batch.begin);
-        }
-      }
-      EXPECT_EQ(sample, data.end(d));
-    }
   }
   return out;
 }
@@ -218,11 +179,11 @@ TEST(BatchLoader, ShardsOfAnyCutsAreTheUnshardedSamples) {
         static_cast<const SampleSource*>(&synthetic_run), static_cast<const SampleSource*>(&file),
         static_cast<const SampleSource*>(&run)}) {
     for (const int64_t step : {0, 1, 5}) {
-      const Reference whole = reference(*source, 4, step, 5);
+      const LoadedStep whole = reference(*source, 4, step, 5);
       for (const Cuts& sequence : sequences) {
         for (const Cuts& data : datas) {
           for (const int64_t micro_batch : {1, 2, 9}) {
-            const Reference parts = reassembled(*source, 4, step, data, sequence, micro_batch);
+            const LoadedStep parts = reassembled(*source, 4, step, data, sequence, micro_batch);
             ASSERT_EQ(parts.tokens, whole.tokens);
             ASSERT_EQ(parts.labels, whole.labels);
             ++cells;

@@ -1,17 +1,21 @@
-// What tests of data/ share: a folder that goes away, expected errors, token files to read.
+// What tests of data/ share: a folder that goes away, expected errors, token files to read, steps
+// loaded on every rank of a grid.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "data/batch_loader.hpp"
 #include "data/token_file.hpp"
 #include "src/core/check.hpp"
 #include "src/core/random.hpp"
@@ -107,6 +111,50 @@ inline std::vector<int32_t> read_tokens(const TokenFile& file, int64_t begin, in
   std::vector<int32_t> tokens(end - begin);
   file.read(begin, end, tokens);
   return tokens;
+}
+
+// ---- Samples and steps
+
+inline std::vector<int32_t> sample_tokens(const SampleSource& source, int64_t sample, int64_t begin,
+                                          int64_t end) {
+  std::vector<int32_t> tokens(end - begin);
+  source.tokens(sample, begin, end, tokens);
+  return tokens;
+}
+
+/// All samples of a step, in order.
+struct LoadedStep {
+  std::vector<std::vector<int32_t>> tokens, labels;
+};
+
+/// Loads a step on every rank of a grid and puts the shards back together.
+inline LoadedStep reassembled(const SampleSource& source, uint64_t seed, int64_t step,
+                              const Cuts& data, const Cuts& sequence, int64_t micro_batch,
+                              std::optional<TokenMasking> masking = {}) {
+  const std::vector<int32_t> blank(source.seq_length(), -7);
+  LoadedStep out{{static_cast<size_t>(data.total()), blank},
+                 {static_cast<size_t>(data.total()), blank}};
+  for (int d = 0; d < data.pieces(); ++d) {
+    for (int s = 0; s < sequence.pieces(); ++s) {
+      const BatchLoader loader(source, seed, data.total(), sequence, s, data, d, micro_batch,
+                               masking);
+      int64_t sample = data.begin(d);
+      for (const Batch& batch : loader.load(step)) {
+        const int64_t b = std::ssize(batch.segments), t = batch.end - batch.begin;
+        EXPECT_TRUE(b > 0 && b <= micro_batch);
+        EXPECT_EQ(batch.begin, sequence.begin(s));
+        EXPECT_EQ(batch.end, sequence.end(s));
+        EXPECT_EQ(std::ssize(batch.tokens), b * t);
+        EXPECT_EQ(std::ssize(batch.labels), b * t);
+        for (int64_t row = 0; row < b; ++row, ++sample) {
+          std::copy_n(batch.tokens.begin() + row * t, t, out.tokens[sample].begin() + batch.begin);
+          std::copy_n(batch.labels.begin() + row * t, t, out.labels[sample].begin() + batch.begin);
+        }
+      }
+      EXPECT_EQ(sample, data.end(d));
+    }
+  }
+  return out;
 }
 
 }  // namespace weft

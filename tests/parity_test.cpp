@@ -60,6 +60,14 @@ TEST(Parity, TiedHeadAndBothWays) {
   expect_parity({"model.causal=false"}, {{2, 3}});
 }
 
+TEST(Parity, MaskedTokens) {
+  const std::vector<std::string> masked = {"model.causal=false", "data.objective=masked"};
+  expect_parity(masked, {{2, 3}, {1, 8}});
+  // So few that most shards have no label at all.
+  expect_parity({masked[0], masked[1], "data.mask_fraction=0.01", "data.documents=false"},
+                {{2, 3}, {4, 1}});
+}
+
 TEST(Parity, SlidingWindows) {
   expect_parity({"model.layer_pattern=W*", "model.window=7"}, {{1, 3}, {2, 2}, {1, 8}});
   // Longer than any shard: halos from many ranks.

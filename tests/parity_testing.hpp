@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "launch/parity.hpp"
-#include "launch/train_run.hpp"
+#include "launch/samples.hpp"
 #include "parallel/comm/threads.hpp"
 #include "tests/testing.hpp"
 
