@@ -36,6 +36,7 @@ class Loader {
       entries_.push_back(std::move(entry));
     }
     store_entries();
+    loaded_.config.model.seq_length = loaded_.config.data.seq_length;
     validate();
     return std::move(loaded_);
   }
@@ -135,6 +136,17 @@ class Loader {
             "at most train.steps = ", c.train.steps, ", got ", c.optimizer.warmup_steps);
     validate_attention();
     validate_objective();
+    validate_projection();
+  }
+
+  void validate_projection() const {
+    const Config& c = loaded_.config;
+    if (!c.model.has_mixer('P')) return;
+    require(c.model.projected_keys <= c.data.seq_length, "model.projected_keys",
+            "at most data.seq_length = ", c.data.seq_length, ", got ", c.model.projected_keys);
+    // A row mixes the tokens of a whole sample.
+    require(!c.data.documents, "data.documents",
+            "false for the P of model.layer_pattern, got true");
   }
 
   void validate_objective() const {

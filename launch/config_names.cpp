@@ -14,7 +14,7 @@ using yaml::Value;
 const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
       {"model.linear", {}, "", "there are no linear mixers yet"},
-      {"model.layer_pattern", {"L", "G"}, "", "layers are softmax attention, * and W"},
+      {"model.layer_pattern", {"L", "G"}, "", "layers are softmax attention: *, W and P"},
       {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
       {"sequence.state", {}, "", "there are no linear mixers yet"},
@@ -151,7 +151,7 @@ std::string_view find_alias(std::string_view key) {
 
 bool is_from_hf(std::string_view key) {
   return key.starts_with("model.") && key != "model.from_hf" && key != "model.layer_pattern" &&
-         key != "model.window" && key != "model.causal";
+         key != "model.window" && key != "model.projected_keys" && key != "model.causal";
 }
 
 std::string nearest(std::string_view misspelt, std::span<const std::string> words) {

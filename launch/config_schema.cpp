@@ -137,6 +137,17 @@ Field window() {
   return field;
 }
 
+/// The rows of the projections, which only a pattern with a P has.
+Field projected_keys() {
+  Field field =
+      integer("model.projected_keys", in(&Config::model, &ModelConfig::projected_keys), 1, kMany,
+              "rows that keys and values of a P layer are projected to; needed with a P");
+  field.write = [write = std::move(field.write)](const Config& config) {
+    return config.model.projected_keys == 0 ? "" : write(config);
+  };
+  return field;
+}
+
 /// The mask token, which the config may leave to the vocabulary.
 Field mask_token() {
   Field field = integer("data.mask_token", in(&Config::data, &DataConfig::mask_token), 0, kMany,
@@ -248,8 +259,10 @@ std::vector<Field> model_fields() {
            "the output matrix is the embedding table"),
       flag("model.causal", model(&M::causal), "a token sees those before it, not those after"),
       line("model.layer_pattern", model(&M::layer_pattern), "a pattern of letters",
-           "one letter a layer, repeated: * softmax attention, W the same in a sliding window"),
+           "one letter a layer, repeated: * softmax attention, W the same in a sliding window, P "
+           "the same over projected keys"),
       window(),
+      projected_keys(),
       number("model.embedding_std", model(&M::embedding_std), kNotNegative,
              "initial standard deviation of the embedding table"),
   };

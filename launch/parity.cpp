@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/kernels/naive/attention.hpp"
+#include "src/kernels/naive/projected_attention.hpp"
 
 namespace weft {
 namespace {
@@ -137,14 +137,23 @@ void visible_keys(const Config& config, const SampleSource& source, int64_t laye
   }
 }
 
+const std::vector<double>& recorded(const std::vector<Entry>& entries, const std::string& name) {
+  const Entry* entry = Recording::find(entries, name);
+  WEFT_CHECK(entry, name, " was not recorded");
+  return entry->values;
+}
+
 /// The mixer of one layer, from the q, k, v and dout that the run itself had.
 void compare_with_oracle(const Config& config, const SampleSource& source, int64_t layer,
                          const Recording& run, Comparison& comparison, ParityReport& report) {
   const std::string prefix = concat("layers.", layer, ".");
   const auto values = [&](const char* name) -> const std::vector<double>& {
-    const Entry* entry = Recording::find(run.activations, prefix + name);
-    WEFT_CHECK(entry, prefix, name, " was not observed");
-    return entry->values;
+    return recorded(run.activations, prefix + name);
+  };
+  const auto compare = [&](const std::string& name, const std::vector<double>& got,
+                           const std::vector<double>& reference, double floor) {
+    comparison.add(name + " against the oracle", error_of(got, reference, floor),
+                   &ParityReport::Row::oracle, report.oracle);
   };
   const ModelConfig& model = config.model;
   naive::AttentionInputs in{.batch = config.train.global_batch_size,
@@ -160,18 +169,28 @@ void compare_with_oracle(const Config& config, const SampleSource& source, int64
                             .dout = values("dout"),
                             .key_begin = {},
                             .key_end = {}};
-  visible_keys(config, source, layer, in);
-  const naive::AttentionResult expected = naive::attention(in);
+  naive::AttentionResult expected;
+  if (model.mixer_of(layer) == 'P') {
+    const std::string e = concat("model.", prefix, "self_attn.k_projection.weight");
+    const std::string f = concat("model.", prefix, "self_attn.v_projection.weight");
+    naive::ProjectedResult projected =
+        naive::projected_attention({.attention = std::move(in),
+                                    .rows = model.projected_keys,
+                                    .e = recorded(run.parameters.front(), e),
+                                    .f = recorded(run.parameters.front(), f)});
+    const double floor = 1e-6 * std::max(rms(projected.de), rms(projected.df));
+    compare(e, recorded(run.gradients.front(), e), projected.de, floor);
+    compare(f, recorded(run.gradients.front(), f), projected.df, floor);
+    expected = std::move(projected.attention);
+  } else {
+    visible_keys(config, source, layer, in);
+    expected = naive::attention(in);
+  }
   const double floor = 1e-6 * std::max({rms(expected.dq), rms(expected.dk), rms(expected.dv)});
-  const auto compare = [&](const char* name, const std::vector<double>& reference) {
-    comparison.add(concat(prefix, name, " against the oracle"),
-                   error_of(values(name), reference, floor), &ParityReport::Row::oracle,
-                   report.oracle);
-  };
-  compare("out", expected.out);
-  compare("dq", expected.dq);
-  compare("dk", expected.dk);
-  compare("dv", expected.dv);
+  compare(prefix + "out", values("out"), expected.out, floor);
+  compare(prefix + "dq", values("dq"), expected.dq, floor);
+  compare(prefix + "dk", values("dk"), expected.dk, floor);
+  compare(prefix + "dv", values("dv"), expected.dv, floor);
 }
 
 void compare_activations(const std::vector<Entry>& reference, const std::vector<Entry>& run,

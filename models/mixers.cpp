@@ -1,5 +1,6 @@
 #include "models/mixers.hpp"
 
+#include "models/projected_attention.hpp"
 #include "models/softmax_attention.hpp"
 
 namespace weft {
@@ -16,10 +17,17 @@ std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const A
                                             make_halo_attention(), config.window);
 }
 
+std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config,
+                                      const AttentionStrategy&) {
+  return std::make_unique<ProjectedAttention>(layer_prefix(layer) + "self_attn.", layer, config);
+}
+
 constexpr MixerKind kMixers[] = {
     {'*', "softmax attention: grouped queries, rotary positions", make_softmax},
     {'W', "the same in a sliding window of model.window keys, whose halo crosses ranks",
      make_window},
+    {'P', "the same over model.projected_keys learned mixtures of all keys, summed over the ranks",
+     make_projected},
 };
 
 }  // namespace

@@ -49,9 +49,12 @@ void validate_rope(const RopeConfig& rope) {
 
 void validate_pattern(const ModelConfig& m) {
   require(!m.layer_pattern.empty(), "layer_pattern", "a pattern of letters, got nothing");
-  const size_t other = m.layer_pattern.find_first_not_of("*W");
-  require(other == std::string::npos, "layer_pattern", "a pattern of the letters * and W, got '",
+  const size_t other = m.layer_pattern.find_first_not_of("*WP");
+  require(other == std::string::npos, "layer_pattern", "a pattern of the letters *, W and P, got '",
           m.layer_pattern, "'");
+}
+
+void validate_window(const ModelConfig& m) {
   if (!m.has_mixer('W')) {
     require(m.window == 0, "window", "no such key without a W in model.layer_pattern, got ",
             m.window);
@@ -62,6 +65,19 @@ void validate_pattern(const ModelConfig& m) {
   require(m.causal, "causal", "true for the W of model.layer_pattern, got false");
 }
 
+void validate_projection(const ModelConfig& m) {
+  if (!m.has_mixer('P')) {
+    require(m.projected_keys == 0, "projected_keys",
+            "no such key without a P in model.layer_pattern, got ", m.projected_keys);
+    return;
+  }
+  require(m.projected_keys >= 1, "projected_keys",
+          "an integer >= 1 for the P of model.layer_pattern, got ",
+          m.projected_keys == 0 ? "nothing" : std::to_string(m.projected_keys));
+  // A row is a mixture of all tokens, those after a query among them.
+  require(!m.causal, "causal", "false for the P of model.layer_pattern, got true");
+}
+
 }  // namespace
 
 void ModelConfig::validate() const {
@@ -69,6 +85,8 @@ void ModelConfig::validate() const {
   require_positive("rms_norm_eps", rms_norm_eps);
   validate_rope(rope);
   validate_pattern(*this);
+  validate_window(*this);
+  validate_projection(*this);
   require(embedding_std >= 0 && std::isfinite(embedding_std), "embedding_std",
           "a number >= 0, got ", embedding_std);
 }

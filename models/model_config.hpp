@@ -21,9 +21,14 @@ struct ModelConfig {
   RopeConfig rope;  // rope_theta, rope_scaling
   bool tie_word_embeddings = false;
   bool causal = true;
-  /// Repeated over the layers: * is softmax attention, W the same in a sliding window.
+  /// Repeated over the layers: * is softmax attention, W the same in a sliding window, P
+  /// the same over projected keys.
   std::string layer_pattern = "*";
   int64_t window = 0;  // of W layers: query t sees the keys (t - window, t]; 0: there are none
+  int64_t projected_keys = 0;  // of P layers: rows R that keys and values are projected to; 0: none
+  /// Tokens of a sequence, N, which the projections of P layers have a column for. Not a key of its
+  /// own: a loaded config has that of the data.
+  int64_t seq_length = 0;
   double embedding_std = 1.0;  // initial standard deviation of the embedding table
 
   /// The pattern's letter of one layer.

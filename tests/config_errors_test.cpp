@@ -208,7 +208,7 @@ const BadText kBadTogether[] = {
     {"OddHead", "model: {head_dim: 15}\n",
      "run.yaml:1: model.head_dim: expected an even number, got 15"},
     {"UnknownLetter", "model: {layer_pattern: \"*X\"}\n",
-     "run.yaml:1: model.layer_pattern: expected a pattern of the letters * and W, got '*X'"},
+     "run.yaml:1: model.layer_pattern: expected a pattern of the letters *, W and P, got '*X'"},
     {"WindowWithoutW", "model:\n  layer_pattern: \"*\"\n  window: 512\n",
      "run.yaml:3: model.window: expected no such key without a W in model.layer_pattern, got 512"},
     {"WWithoutWindow", "model:\n  layer_pattern: \"*W\"\n",
@@ -218,6 +218,21 @@ const BadText kBadTogether[] = {
      "run.yaml:4: model.causal: expected true for the W of model.layer_pattern, got false"},
     {"EmptyWindow", "model:\n  layer_pattern: W\n  window: 0\n",
      "run.yaml:3: model.window: expected an integer from 1 to 1000000000, got '0'"},
+    {"ProjectedKeysWithoutP", "model:\n  projected_keys: 5\n",
+     "run.yaml:2: model.projected_keys: expected no such key without a P in model.layer_pattern, "
+     "got 5"},
+    {"PWithoutProjectedKeys", "model:\n  layer_pattern: P\n  causal: false\n",
+     "run.yaml: model.projected_keys: expected an integer >= 1 for the P of model.layer_pattern, "
+     "got nothing"},
+    {"CausalP", "model:\n  layer_pattern: P\n  projected_keys: 5\n",
+     "run.yaml: model.causal: expected false for the P of model.layer_pattern, got true"},
+    {"MoreProjectedKeysThanTokens",
+     "model: {layer_pattern: P, causal: false, projected_keys: 65}\n"
+     "data: {path: x, seq_length: 64, documents: false}\n",
+     "run.yaml:1: model.projected_keys: expected at most data.seq_length = 64, got 65"},
+    {"PWithDocuments",
+     "model: {layer_pattern: P, causal: false, projected_keys: 5}\ndata: {path: x}\n",
+     "run.yaml: data.documents: expected false for the P of model.layer_pattern, got true"},
     {"RopeFactors", "model: {rope_scaling: {low_freq_factor: 4}}\n",
      "run.yaml: model.rope_scaling.high_freq_factor: expected more than low_freq_factor = 4, got "
      "4"},

@@ -50,6 +50,7 @@ TEST(ConfigTest, LoadsAFile) {
   EXPECT_EQ(c.optimizer.lr, 3e-3);
   EXPECT_EQ(c.optimizer.betas[1], 0.95);
   EXPECT_EQ(c.train.loss_slice, TrainConfig{}.loss_slice);
+  EXPECT_EQ(c.model.seq_length, 2048);
 }
 
 TEST(ConfigTest, ByteOrderMarkLineEndsAndEmptySections) {
@@ -216,6 +217,11 @@ TEST(ConfigTest, ResolvedTextRoundTrips) {
   windows.model.layer_pattern = "*W";
   windows.model.window = 512;
   EXPECT_EQ(members(parse(to_yaml(windows))), members(windows)) << to_yaml(windows);
+  Config projected = valid;
+  projected.model.layer_pattern = "*P";
+  projected.model.projected_keys = 64;
+  projected.model.causal = projected.data.documents = false;
+  EXPECT_EQ(members(parse(to_yaml(projected))), members(projected)) << to_yaml(projected);
 }
 
 TEST(ConfigTest, ReferenceListsEveryKey) {

@@ -36,7 +36,7 @@ class Asked {
  public:
   Asked(const Config& config, World& world)
       : trainer_(config, world, plan_step(config, 0).memory),
-        source_(config.model.vocab_size, config.data.seq_length, 5, true),
+        source_(config.model.vocab_size, config.data.seq_length, 5, config.data.documents),
         loader_(source_, 1, 3, Cuts::even(config.data.seq_length, 1), 0, Cuts::even(3, 1), 0, 2) {}
 
   double loss() { return trainer_.step(0, loader_.load(0), loader_.global_labels(0)).loss; }
@@ -91,6 +91,15 @@ TEST(WindowGradients, EqualFiniteDifferences) {
   config.model.layer_pattern = "W*";
   config.model.window = 3;
   expect_finite_differences(config, 21);
+}
+
+TEST(ProjectionGradients, EqualFiniteDifferences) {
+  Config config = tiny_config(false, false);
+  config.model.layer_pattern = "P*";
+  config.model.projected_keys = 5;
+  config.model.seq_length = config.data.seq_length;
+  config.data.documents = false;
+  expect_finite_differences(config, 23);
 }
 
 /// The loss of one step, whose layers are those of `pattern`.

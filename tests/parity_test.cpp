@@ -74,6 +74,22 @@ TEST(Parity, SlidingWindows) {
   expect_parity({"model.layer_pattern=*WW", "model.window=50"}, {{1, 5}, {3, 2}});
 }
 
+TEST(Parity, ProjectedKeys) {
+  const std::vector<std::string> projected = {"model.layer_pattern=P*", "model.projected_keys=12",
+                                              "model.causal=false", "data.documents=false",
+                                              "data.objective=masked"};
+  expect_parity(projected, {{1, 3}, {2, 2}, {1, 8}});
+  std::vector<std::string> short_samples = projected;  // as many rows as tokens, and empty shards
+  short_samples.insert(short_samples.end(), {"data.seq_length=5", "model.projected_keys=5"});
+  expect_parity(short_samples, {{1, 8}, {5, 1}});
+  std::vector<std::string> single = projected;
+  single.push_back("train.precision=f32");
+  expect_parity(single, {{1, 3}});
+  std::vector<std::string> again = projected;
+  again.push_back("train.recompute=attention_output");
+  expect_parity(again, {{1, 3}});
+}
+
 TEST(Parity, WithEveryStrategy) {
   for (const AttentionStrategy& strategy : attention_strategies()) {
     const std::string attention = concat("sequence.attention=", strategy.name);

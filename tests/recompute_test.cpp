@@ -21,6 +21,9 @@ Config small_config(const std::string& pattern, int ranks,
   std::vector<std::string> all = {"train.steps=1", "data.seq_length=41",
                                   "model.num_hidden_layers=3", "model.layer_pattern=" + pattern};
   if (pattern.find('W') != std::string::npos) all.push_back("model.window=7");
+  if (pattern.find('P') != std::string::npos) {
+    all.insert(all.end(), {"model.projected_keys=6", "model.causal=false", "data.documents=false"});
+  }
   all.insert(all.end(), sets.begin(), sets.end());
   return on_mesh(parity_config(all), 1, ranks);
 }
@@ -77,6 +80,15 @@ TEST(RecomputeMeshes, GiveTheBitsOfWhatWasDropped) {
   expect_same_bits(on_mesh(small_config("W*", 1), 3, 2), "data 3, sequence 2");
   // More ranks than tokens: empty shards.
   expect_same_bits(small_config("W*", 8, {"data.seq_length=5"}), "5 tokens on 8 ranks");
+}
+
+TEST(RecomputeProjected, GivesTheBitsOfWhatWasDropped) {
+  const bool before = poison();
+  set_poison(true);
+  for (const int ranks : {1, 3, 4}) {
+    expect_same_bits(small_config("P*", ranks), concat("projected keys, ", ranks, " ranks"));
+  }
+  set_poison(before);
 }
 
 // ---- Work
@@ -203,7 +215,7 @@ std::map<Tag::Pass, int64_t> sequence_bytes(const Config& config) {
 }
 
 TEST(RecomputeWork, AttentionIsSentAgainUnderLayerAlone) {
-  for (const char* pattern : {"*", "W"}) {
+  for (const char* pattern : {"*", "W", "P"}) {
     for (const AttentionStrategy& strategy : attention_strategies()) {
       for (const int ranks : {3, 4}) {
         const Config config =

@@ -66,6 +66,13 @@ TEST(Train, WindowsFollowTheCurveOfOneOnAnyMesh) {
   expect_the_curve_of_one({{1, 8}}, windows + "4 --set data.seq_length=5");  // empty ones
 }
 
+TEST(Train, ProjectedKeysAndMasksFollowTheCurveOfOne) {
+  expect_the_curve_of_one({{1, 8}, {2, 3}, {5, 1}},
+                          "--set model.layer_pattern=P --set model.projected_keys=9 "
+                          "--set model.causal=false --set data.documents=false "
+                          "--set data.objective=masked");
+}
+
 /// Losses of four MPI processes are those of one rank, whatever the arguments say.
 void expect_the_curve_of_one_over_mpi(const std::string& arguments) {
   const std::string one = fresh_folder(), four = fresh_folder();

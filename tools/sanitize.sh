@@ -37,7 +37,7 @@ run() { tools/run_ctest.sh "build/$preset" "$@"; }
 export TSAN_OPTIONS=halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 if $short; then
   few='Stream|Event|Arena|Philox|Random|TokenFile|Loader|Collectives|Mismatch|Failure|Mesh'
-  few="$few|LateDelivery|RingBytes|Strategies\.[A-Za-z]*64/[0-3]|Halo"
+  few="$few|LateDelivery|RingBytes|Strategies\.[A-Za-z]*64/[0-3]|Halo|Projected"
   [ "$kind" = thread ] || few="$few|Kernels|Attention|Rope"
   results=$(run "$log/tests.log" -R "$few" -E 'Mpi|NOT_BUILT|Full' -LE 'full|commands')
 else
