@@ -127,14 +127,34 @@ Field attention() {
           .write = write};
 }
 
-/// The window, which only a pattern with a W has.
+/// The windows, which only a pattern with a W has.
 Field window() {
-  Field field = integer("model.window", in(&Config::model, &ModelConfig::window), 1, kMany,
-                        "keys that a query of a W layer sees, its own included; needed with a W");
-  field.write = [write = std::move(field.write)](const Config& config) {
-    return config.model.window == 0 ? "" : write(config);
+  const auto read = [](Config& config, const Value& value) {
+    const std::vector<Value> items = value.kind == Kind::list ? value.items : std::vector{value};
+    std::vector<int64_t> windows;
+    for (const Value& item : items) {
+      const auto window = rows::to_integer(item);
+      if (!window || *window < 1 || *window > kMany) return false;
+      windows.push_back(*window);
+    }
+    if (windows.empty()) return false;
+    config.model.window = std::move(windows);
+    return true;
   };
-  return field;
+  const auto write = [](const Config& config) -> std::string {
+    const auto& windows = config.model.window;
+    if (windows.empty()) return "";
+    return windows.size() == 1 ? std::to_string(windows[0])
+                               : fmt::format("[{}]", fmt::join(windows, ", "));
+  };
+  return {.key = "model.window",
+          .type = rows::integer_type(1, kMany) + ", or a list of them",
+          .doc =
+              "keys that a query of a W layer sees, its own included: one number, or one a W "
+              "layer; needed with a W",
+          .choices = {},
+          .read = read,
+          .write = write};
 }
 
 /// The rows of the projections, which only a pattern with a P has.

@@ -130,7 +130,7 @@ void visible_keys(const Config& config, const SampleSource& source, int64_t laye
     const SegmentMap map = source.segments(sample_at(config.train.seed, i, source.samples()));
     for (int64_t t = 0; t < N; ++t) {
       int64_t begin = map.document_begin(t);
-      if (windowed) begin = std::max(begin, t - config.model.window + 1);
+      if (windowed) begin = std::max(begin, t - config.model.window_of(layer) + 1);
       in.key_begin.push_back(begin);
       in.key_end.push_back(config.model.causal ? t + 1 : map.document_end(t));
     }

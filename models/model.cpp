@@ -8,7 +8,8 @@ namespace {
 /// The slots that begin() pushes, in order; backward pops them in reverse.
 constexpr const char* kInputs[] = {"tokens",  "labels", "positions", "key begin",
                                    "key end", "cos",    "sin"};
-/// And after them, where the pattern has a W: what its queries see ends as "key end" says.
+/// And after them, where the pattern has a W: [windows, B, T], for each window of the model where
+/// the keys that a query sees begin. They end as "key end" says.
 constexpr const char* kWindow = "window begin";
 /// And where a strategy needs them, of all tokens of the sequences.
 constexpr const char* kAllKeys[] = {"all key begin", "all key end"};
@@ -44,12 +45,14 @@ void fill_all_keys(std::span<const SegmentMap> segments, bool causal, const Fram
   }
 }
 
-void fill_windows(int64_t window, const Frame& frame) {
+void fill_windows(const std::vector<int64_t>& windows, const Frame& frame) {
   const int64_t* key_begin = frame.peek("key begin").as<int64_t>();
   const int64_t* key_end = frame.peek("key end").as<int64_t>();
   int64_t* window_begin = frame.peek(kWindow).as<int64_t>();
-  for (int64_t i = 0; i < frame.rows(); ++i) {
-    window_begin[i] = std::max(key_begin[i], key_end[i] - window);
+  for (const int64_t window : windows) {
+    for (int64_t i = 0; i < frame.rows(); ++i) {
+      *window_begin++ = std::max(key_begin[i], key_end[i] - window);
+    }
   }
 }
 
@@ -95,8 +98,8 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
   for (const int i : {2, 3, 4}) frame.push(kInputs[i], DType::i64, {B, T});
   const Tensor cos = frame.push(kInputs[5], ctx.dtype, {B, T, half});
   const Tensor sin = frame.push(kInputs[6], ctx.dtype, {B, T, half});
-  const bool windows = config_.has_mixer('W');
-  if (windows) frame.push(kWindow, DType::i64, {B, T});
+  const std::vector<int64_t> windows = config_.distinct_windows();
+  if (!windows.empty()) frame.push(kWindow, DType::i64, {std::ssize(windows), B, T});
   if (all_intervals_) {
     for (const char* slot : kAllKeys) frame.push(slot, DType::i64, {B, frame.cuts().total()});
   }
@@ -107,7 +110,7 @@ void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const
     std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
     std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
     fill_positions(shard.segments, config_.causal, frame);
-    if (windows) fill_windows(config_.window, frame);
+    if (!windows.empty()) fill_windows(windows, frame);
     if (all_intervals_) fill_all_keys(shard.segments, config_.causal, frame);
     ctx.observe("positions", frame.peek("positions"));
   }
@@ -133,7 +136,7 @@ void Model::backward(Frame& frame, StepContext& ctx) {
   if (all_intervals_) {
     for (auto slot = std::rbegin(kAllKeys); slot != std::rend(kAllKeys); ++slot) frame.pop(*slot);
   }
-  if (config_.has_mixer('W')) frame.pop(kWindow);
+  if (!config_.window.empty()) frame.pop(kWindow);
   for (auto slot = std::rbegin(kInputs); slot != std::rend(kInputs); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
 }

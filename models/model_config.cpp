@@ -1,5 +1,6 @@
 #include "models/model_config.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "src/core/check.hpp"
@@ -56,12 +57,16 @@ void validate_pattern(const ModelConfig& m) {
 
 void validate_window(const ModelConfig& m) {
   if (!m.has_mixer('W')) {
-    require(m.window == 0, "window", "no such key without a W in model.layer_pattern, got ",
-            m.window);
+    require(m.window.empty(), "window", "no such key without a W in model.layer_pattern, got ",
+            m.window.empty() ? 0 : m.window[0]);
     return;
   }
-  require(m.window >= 1, "window", "an integer >= 1 for the W of model.layer_pattern, got ",
-          m.window == 0 ? "nothing" : std::to_string(m.window));
+  require(!m.window.empty(), "window",
+          "an integer >= 1 for the W of model.layer_pattern, got nothing");
+  for (const int64_t w : m.window) require(w >= 1, "window", "integers >= 1, got ", w);
+  const int64_t layers = m.mixers('W', m.num_hidden_layers);
+  require(m.window.size() == 1 || std::ssize(m.window) == layers, "window", "one window, or ",
+          layers, ": one a W layer, got ", m.window.size());
   require(m.causal, "causal", "true for the W of model.layer_pattern, got false");
 }
 
@@ -79,6 +84,13 @@ void validate_projection(const ModelConfig& m) {
 }
 
 }  // namespace
+
+std::vector<int64_t> ModelConfig::distinct_windows() const {
+  std::vector<int64_t> distinct = window;
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  return distinct;
+}
 
 void ModelConfig::validate() const {
   validate_sizes(*this);

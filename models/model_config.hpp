@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "src/kernels/rope.hpp"
 
@@ -24,7 +25,8 @@ struct ModelConfig {
   /// Repeated over the layers: * is softmax attention, W the same in a sliding window, P
   /// the same over projected keys.
   std::string layer_pattern = "*";
-  int64_t window = 0;  // of W layers: query t sees the keys (t - window, t]; 0: there are none
+  /// Of W layers: query t sees the keys (t - window, t]. One for all of them, or one for each.
+  std::vector<int64_t> window = {};
   int64_t projected_keys = 0;  // of P layers: rows R that keys and values are projected to; 0: none
   /// Tokens of a sequence, N, which the projections of P layers have a column for. Not a key of its
   /// own: a loaded config has that of the data.
@@ -35,6 +37,20 @@ struct ModelConfig {
   char mixer_of(int64_t layer) const { return layer_pattern[layer % layer_pattern.size()]; }
 
   bool has_mixer(char letter) const { return layer_pattern.find(letter) != std::string::npos; }
+
+  /// Layers of a letter among the first `layers`.
+  int64_t mixers(char letter, int64_t layers) const {
+    int64_t count = 0;
+    for (int64_t layer = 0; layer < layers; ++layer) count += mixer_of(layer) == letter;
+    return count;
+  }
+
+  /// The window of a W layer.
+  int64_t window_of(int64_t layer) const {
+    return window.size() == 1 ? window[0] : window.at(mixers('W', layer));
+  }
+  /// All windows of the model, each once, ascending.
+  std::vector<int64_t> distinct_windows() const;
 
   /// Throws Error(config) naming the first key whose value cannot be, as "model.<key>: ...".
   void validate() const;

@@ -1,5 +1,6 @@
 #include "models/softmax_attention.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "src/kernels/rope.hpp"
@@ -22,14 +23,26 @@ SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const M
          fan_in_std(config.hidden_size)),
       o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
          output_std(heads_ * head_dim_, config)),
-      strategy_(std::move(strategy)) {}
+      strategy_(std::move(strategy)) {
+  const std::vector<int64_t> windows = config.distinct_windows();
+  if (window > 0) {
+    window_index_ = std::find(windows.begin(), windows.end(), window) - windows.begin();
+  }
+}
+
+Tensor SoftmaxAttention::key_begin(const Frame& frame) const {
+  if (window_ == 0) return frame.peek("key begin");
+  return frame.peek("window begin")
+      .slice(0, window_index_, window_index_ + 1)
+      .reshape({frame.batch(), frame.tokens()});
+}
 
 AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const Tensor& v,
                                        const Frame& frame) const {
   return {.q = q,
           .k = k,
           .v = v,
-          .key_begin = frame.peek(window_ > 0 ? "window begin" : "key begin"),
+          .key_begin = key_begin(frame),
           .key_end = frame.peek("key end"),
           .cuts = frame.cuts(),
           .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),

@@ -15,7 +15,8 @@ namespace weft {
 class SoftmaxAttention final : public Layer {
  public:
   /// `prefix`: "model.layers.<layer>.self_attn.". With a `window` a query sees no key further back,
-  /// and the frame's "window begin" stands in for "key begin"; 0: all keys of its document.
+  /// and its part of the frame's "window begin" stands in for "key begin"; 0: all keys of its
+  /// document.
   SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
                    std::unique_ptr<AttentionParallel> strategy, int64_t window = 0);
 
@@ -26,6 +27,8 @@ class SoftmaxAttention final : public Layer {
 
  private:
   AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame) const;
+  /// [B, T]: the first key that each query sees.
+  Tensor key_begin(const Frame& frame) const;
   void rotate(const Tensor& heads, bool inverse, const Frame& frame, StepContext& ctx) const;
 
   /// Shows probes "layers.<i>.<name>".
@@ -34,6 +37,7 @@ class SoftmaxAttention final : public Layer {
   int layer_;
   bool causal_;
   int64_t window_;
+  int64_t window_index_ = 0;             // of it among the model's windows
   int64_t heads_, kv_heads_, head_dim_;  // H, G, D
   Linear q_, k_, v_, o_;
   std::unique_ptr<AttentionParallel> strategy_;

@@ -217,7 +217,14 @@ const BadText kBadTogether[] = {
     {"WBothWays", "model:\n  layer_pattern: W\n  window: 5\n  causal: false\n",
      "run.yaml:4: model.causal: expected true for the W of model.layer_pattern, got false"},
     {"EmptyWindow", "model:\n  layer_pattern: W\n  window: 0\n",
-     "run.yaml:3: model.window: expected an integer from 1 to 1000000000, got '0'"},
+     "run.yaml:3: model.window: expected an integer from 1 to 1000000000, or a list of them, got "
+     "'0'"},
+    {"EmptyWindows", "model:\n  layer_pattern: W\n  window: []\n",
+     "run.yaml:3: model.window: expected an integer from 1 to 1000000000, or a list of them, got a "
+     "list"},
+    {"WindowsOfSomeLayers",
+     "model:\n  num_hidden_layers: 6\n  layer_pattern: \"W*\"\n  window: [5, 6]\n",
+     "run.yaml:4: model.window: expected one window, or 3: one a W layer, got 2"},
     {"ProjectedKeysWithoutP", "model:\n  projected_keys: 5\n",
      "run.yaml:2: model.projected_keys: expected no such key without a P in model.layer_pattern, "
      "got 5"},

@@ -215,7 +215,10 @@ TEST(ConfigTest, ResolvedTextRoundTrips) {
   EXPECT_EQ(members(parse(to_yaml(valid))), members(valid));
   Config windows = valid;  // what a config without causality cannot have
   windows.model.layer_pattern = "*W";
-  windows.model.window = 512;
+  windows.model.window = {512};
+  EXPECT_EQ(members(parse(to_yaml(windows))), members(windows)) << to_yaml(windows);
+  windows.model.num_hidden_layers = 4;
+  windows.model.window = {512, 64};
   EXPECT_EQ(members(parse(to_yaml(windows))), members(windows)) << to_yaml(windows);
   Config projected = valid;
   projected.model.layer_pattern = "*P";

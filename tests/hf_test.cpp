@@ -118,7 +118,7 @@ TEST(HfTest, FromHfGivesTheArchitecture) {
   EXPECT_NE(to_yaml(c).find("  # hidden_size: 64\n"), std::string::npos);
   const Config windows =
       parse("data: {path: x}\nmodel: {layer_pattern: \"*W\", window: 5, from_hf: " + kGolden + "}");
-  EXPECT_EQ(windows.model.window, 5);
+  EXPECT_EQ(windows.model.window, std::vector<int64_t>{5});
   EXPECT_EQ(members(parse(to_yaml(windows))), members(windows));
   EXPECT_EQ(message_of("model:\n  hidden_size: 64\n  from_hf: " + kGolden + "\n"),
             "run.yaml:2: model.hidden_size: expected no such key next to model.from_hf, got '64'");

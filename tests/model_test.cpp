@@ -89,7 +89,7 @@ INSTANTIATE_TEST_SUITE_P(TiedAndCausal, ModelGradients,
 TEST(WindowGradients, EqualFiniteDifferences) {
   Config config = tiny_config(false, true);
   config.model.layer_pattern = "W*";
-  config.model.window = 3;
+  config.model.window = {3};
   expect_finite_differences(config, 21);
 }
 
@@ -108,7 +108,7 @@ double loss_of(const std::string& pattern, int64_t window) {
   run_ranks(1, [&](World& world) {
     Config config = tiny_config(false, true);
     config.model.layer_pattern = pattern;
-    config.model.window = window;
+    config.model.window = {window};
     Asked model(config, world);
     loss = model.loss();
   });
@@ -128,7 +128,8 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
   run_ranks(1, [](World& world) {
     ModelConfig config = tiny_config(false, true).model;
     config.layer_pattern = "W";
-    config.window = 3;
+    config.num_hidden_layers = 3;
+    config.window = {3, 6, 3};
     const Model model(config, {&attention_strategy("ring")}, 5);
     TestRank rank(world, {});
     Arena slab("frame", Device::cpu, 1 << 16);
@@ -138,9 +139,13 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
                                               SegmentMap(13, {4, 9}, true)};
     const std::vector<int32_t> tokens(16);
     model.begin({.segments = segments, .tokens = tokens, .labels = tokens}, frame, rank.context);
-    const KeyIntervals expected = key_intervals(segments, 5, 13, {.window = 3});
-    EXPECT_EQ(values(frame.peek("window begin")), values(expected.begin));
-    EXPECT_EQ(values(frame.peek("key end")), values(expected.end));
+    const Tensor begins = frame.peek("window begin");  // of the windows 3 and 6
+    ASSERT_TRUE(begins.has_shape({2, 2, 8}));
+    for (const int64_t which : {0, 1}) {
+      const KeyIntervals expected = key_intervals(segments, 5, 13, {.window = 3 + 3 * which});
+      EXPECT_EQ(values(begins.slice(0, which, which + 1)), values(expected.begin));
+      EXPECT_EQ(values(frame.peek("key end")), values(expected.end));
+    }
   });
 }
 

@@ -72,6 +72,9 @@ TEST(Parity, SlidingWindows) {
   expect_parity({"model.layer_pattern=W*", "model.window=7"}, {{1, 3}, {2, 2}, {1, 8}});
   // Longer than any shard: halos from many ranks.
   expect_parity({"model.layer_pattern=*WW", "model.window=50"}, {{1, 5}, {3, 2}});
+  // A window a layer, from the token before to more than there is. (Alone with its own key a query
+  // has no gradient, only the rounding of one.)
+  expect_parity({"model.layer_pattern=W*", "model.window=[2, 40, 7, 200]"}, {{1, 3}, {2, 4}});
 }
 
 TEST(Parity, ProjectedKeys) {
