@@ -36,16 +36,16 @@ log=build/$preset
 run() { tools/run_ctest.sh "build/$preset" "$@"; }
 export TSAN_OPTIONS=halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 if $short; then
-  few='Stream|Event|Arena|Philox|Random|TokenFile|Loader|Collectives|Mismatch|Failure|Mesh'
-  few="$few|LateDelivery|RingBytes|Strategies\.[A-Za-z]*64/[0-3]|Halo|Projected"
+  few='Stream|Event|Arena|Philox|Random|TokenFile|Loader|Collectives|Mismatch|Failure|Mesh|CriticalPath'
+  few="$few|LateDelivery|StrategyBytes\.OfEven|Strategies\.[A-Za-z]*64/[0-3]|Halo|Projected"
   [ "$kind" = thread ] || few="$few|Kernels|Attention|Rope"
-  results=$(run "$log/tests.log" -R "$few" -E 'Mpi|NOT_BUILT|Full' -LE 'full|commands')
+  results=$(run "$log/tests.log" -R "$few" -E 'Mpi|NOT_BUILT|Full|InRealTime' -LE 'full|commands')
 else
-  results=$(run "$log/tests.log" -LE 'full|commands')
+  # Not what measures: a sanitizer multiplies seconds, and resident memory.
+  results=$(run "$log/tests.log" -LE 'full|commands' -E 'InRealTime')
   if [ "$kind" = address ]; then
     export LSAN_OPTIONS=suppressions=$PWD/tools/sanitize/lsan.supp:print_suppressions=0
     export ASAN_OPTIONS=fast_unwind_on_malloc=0
-    # Not what measures: a sanitizer multiplies resident memory, and the bench's seconds.
     results+=$'\n'$(run "$log/commands.log" -L commands -E 'ResidentMemory|CountsTheProducts')
   fi
 fi

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "src/core/check.hpp"
+#include "src/core/virtual_time.hpp"
 
 namespace weft {
 
@@ -34,12 +35,14 @@ struct HostState final : Event::State {
   std::mutex mutex;
   std::condition_variable changed;
   bool done = false;
+  double virtual_time = 0;  // of the thread that completed it
   std::exception_ptr error;
   std::function<void()> deliver;
 
   void wait() override {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return done; });
+    VirtualTime::reach(virtual_time);
     if (error) std::rethrow_exception(error);
     if (const auto deliver_now = std::exchange(deliver, nullptr)) deliver_now();
   }
@@ -67,6 +70,7 @@ void Event::complete(std::exception_ptr error) const {
   {
     const std::lock_guard lock(state.mutex);
     state.done = true;
+    state.virtual_time = VirtualTime::now();
     state.error = std::move(error);
   }
   state.changed.notify_all();
