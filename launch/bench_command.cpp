@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch/json_file.hpp"
+#include "launch/sequence_bench_command.hpp"
 #include "launch/step_bench.hpp"
 #include "src/core/log.hpp"
 
@@ -119,6 +120,7 @@ void add_bench_command(CLI::App& app, std::function<int()>& action) {
       ->type_name("N");
   step->add_option("--json", options->json, "write the result to FILE")->type_name("FILE");
   step->callback([&action, options] { action = [options] { return bench(*options); }; });
+  add_sequence_bench_command(*command, action);
 }
 
 }  // namespace weft
