@@ -28,7 +28,7 @@ class DecoderLayer {
   void add_branch_gradient(const RmsNorm& norm, Layer& branch, const Tensor& d, const Tensor& x,
                            Frame& frame, StepContext& ctx) const;
 
-  std::string name_;  // "layers.<i>", for probes
+  int layer_;
   RmsNorm mixer_norm_;
   std::unique_ptr<Layer> mixer_;
   RmsNorm mlp_norm_;

@@ -2,8 +2,6 @@
 
 #include <cmath>
 
-#include "src/kernels/rope.hpp"
-
 namespace weft {
 namespace {
 
@@ -26,12 +24,9 @@ ProjectedAttention::ProjectedAttention(const std::string& prefix, int layer,
       heads_(config.num_attention_heads),
       kv_heads_(config.num_key_value_heads),
       head_dim_(config.head_dim),
-      q_(prefix + "q_proj.weight", config.hidden_size, heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
-      k_(prefix + "k_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
-      v_(prefix + "v_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
+      q_(prefix + "q_proj.weight", config, heads_, /*rotary=*/true),
+      k_(prefix + "k_proj.weight", config, kv_heads_, /*rotary=*/true),
+      v_(prefix + "v_proj.weight", config, kv_heads_, /*rotary=*/false),
       o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
          output_std(heads_ * head_dim_, config)),
       k_projection_(projection(prefix + "k_projection.weight", config)),
@@ -58,17 +53,6 @@ ProjectedShard ProjectedAttention::shard(const Tensor& q, const Tensor& k, const
           .f = columns(ctx.weight(v_projection_), frame)};
 }
 
-void ProjectedAttention::rotate(const Tensor& heads, bool inverse, const Frame& frame,
-                                StepContext& ctx) const {
-  rope({.x = heads, .cos = frame.peek("cos"), .sin = frame.peek("sin"), .inverse = inverse},
-       ctx.compute);
-}
-
-void ProjectedAttention::observe(const char* name, const Tensor& value,
-                                 const StepContext& ctx) const {
-  if (ctx.probe) ctx.probe(concat("layers.", layer_, ".", name), value);
-}
-
 void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
   const DType wide = accumulator_of(x.dtype);
@@ -81,24 +65,22 @@ void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame,
   const Tensor out =
       frame.push("out", wide, {B, T, heads_, head_dim_}, Recompute::attention_output);
   const Tensor lse = frame.push("lse", wide, {B, heads_, T}, Recompute::attention_output);
-  k_.forward(k.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
-  v_.forward(v.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
-  rotate(k, false, frame, ctx);
+  k_.forward(k, x, frame, ctx);
+  v_.forward(v, x, frame, ctx);
   const ProjectedShard own = shard(q, k, v, frame, ctx);
   const bool attends = !frame.present("lse");
   {
     const Scope scope(ctx.scratch);
     const Event summed = attends ? project(own, projected, ctx) : Event{};
-    q_.forward(q.reshape({B * T, heads_ * head_dim_}), x, ctx);
-    rotate(q, false, frame, ctx);
+    q_.forward(q, x, frame, ctx);
     ctx.compute.wait(summed);
   }
   if (attends) attend_projected(own, projected, out, lse, ctx);
-  observe("q", q, ctx);
-  observe("k", k, ctx);
-  observe("v", v, ctx);
-  observe("out", out, ctx);
-  o_.forward(y, out.reshape({B * T, heads_ * head_dim_}), ctx);
+  ctx.observe(layer_, "q", q);
+  ctx.observe(layer_, "k", k);
+  ctx.observe(layer_, "v", v);
+  ctx.observe(layer_, "out", out);
+  o_.forward(y, flat_heads(out), ctx);
 }
 
 void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -115,26 +97,24 @@ void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tens
   const Tensor dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_});
   const Tensor dprojected = ctx.scratch.allocate(
       "dprojected", projected.dtype, {2, B, k_projection_.shape[0], kv_heads_, head_dim_});
-  o_.backward(dout.reshape({B * T, heads_ * head_dim_}), dy,
-              out.reshape({B * T, heads_ * head_dim_}), ctx);
+  o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   const Event summed =
       attend_projected_backward(own, projected, out, lse, dout, dq, dprojected, ctx);
-  observe("dout", dout, ctx);
-  observe("dq", dq, ctx);
-  rotate(dq, true, frame, ctx);
-  q_.backward(dx, dq.reshape({B * T, heads_ * head_dim_}), x, ctx);
+  ctx.observe(layer_, "dout", dout);
+  ctx.observe(layer_, "dq", dq);
+  q_.backward(dx, dq, x, frame, ctx);
   ctx.compute.wait(summed);
   project_backward(own, dprojected, dk, dv, columns(ctx.gradient(k_projection_), frame),
                    columns(ctx.gradient(v_projection_), frame), ctx);
-  observe("dk", dk, ctx);
-  observe("dv", dv, ctx);
-  rotate(dk, true, frame, ctx);
-  k_.backward(dx, dk.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
-  v_.backward(dx, dv.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
+  ctx.observe(layer_, "dk", dk);
+  ctx.observe(layer_, "dv", dv);
+  k_.backward(dx, dk, x, frame, ctx, /*accumulate=*/true);
+  v_.backward(dx, dv, x, frame, ctx, /*accumulate=*/true);
 }
 
 void ProjectedAttention::visit(const std::function<void(Parameter&)>& f) {
-  for (Linear* linear : {&q_, &k_, &v_, &o_}) f(linear->weight);
+  for (HeadProjection* heads : {&q_, &k_, &v_}) f(heads->linear.weight);
+  f(o_.weight);
   f(k_projection_);
   f(v_projection_);
 }

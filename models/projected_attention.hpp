@@ -1,6 +1,6 @@
 #pragma once
 
-#include "models/linear.hpp"
+#include "models/head_projection.hpp"
 #include "models/model_config.hpp"
 #include "parallel/sequence/projected.hpp"
 
@@ -24,13 +24,11 @@ class ProjectedAttention final : public Layer {
  private:
   ProjectedShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame,
                        const StepContext& ctx) const;
-  void rotate(const Tensor& heads, bool inverse, const Frame& frame, StepContext& ctx) const;
-  /// Shows probes "layers.<i>.<name>".
-  void observe(const char* name, const Tensor& value, const StepContext& ctx) const;
 
   int layer_;
   int64_t heads_, kv_heads_, head_dim_;  // H, G, D
-  Linear q_, k_, v_, o_;
+  HeadProjection q_, k_, v_;
+  Linear o_;
   Parameter k_projection_, v_projection_;  // [R, N]: E and F, shared by the heads
 };
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/kernels/rope.hpp"
-
 namespace weft {
 
 SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
@@ -15,12 +13,9 @@ SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const M
       heads_(config.num_attention_heads),
       kv_heads_(config.num_key_value_heads),
       head_dim_(config.head_dim),
-      q_(prefix + "q_proj.weight", config.hidden_size, heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
-      k_(prefix + "k_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
-      v_(prefix + "v_proj.weight", config.hidden_size, kv_heads_ * head_dim_,
-         fan_in_std(config.hidden_size)),
+      q_(prefix + "q_proj.weight", config, heads_, /*rotary=*/true),
+      k_(prefix + "k_proj.weight", config, kv_heads_, /*rotary=*/true),
+      v_(prefix + "v_proj.weight", config, kv_heads_, /*rotary=*/false),
       o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
          output_std(heads_ * head_dim_, config)),
       strategy_(std::move(strategy)) {
@@ -54,17 +49,6 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
           .all_key_end = frame.find("all key end")};
 }
 
-void SoftmaxAttention::rotate(const Tensor& heads, bool inverse, const Frame& frame,
-                              StepContext& ctx) const {
-  rope({.x = heads, .cos = frame.peek("cos"), .sin = frame.peek("sin"), .inverse = inverse},
-       ctx.compute);
-}
-
-void SoftmaxAttention::observe(const char* name, const Tensor& value,
-                               const StepContext& ctx) const {
-  if (ctx.probe) ctx.probe(concat("layers.", layer_, ".", name), value);
-}
-
 void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
   const DType wide = accumulator_of(x.dtype);
@@ -74,17 +58,15 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   const Tensor out =
       frame.push("out", wide, {B, T, heads_, head_dim_}, Recompute::attention_output);
   const Tensor lse = frame.push("lse", wide, {B, heads_, T}, Recompute::attention_output);
-  q_.forward(q.reshape({B * T, heads_ * head_dim_}), x, ctx);
-  k_.forward(k.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
-  v_.forward(v.reshape({B * T, kv_heads_ * head_dim_}), x, ctx);
-  rotate(q, false, frame, ctx);
-  rotate(k, false, frame, ctx);
+  q_.forward(q, x, frame, ctx);
+  k_.forward(k, x, frame, ctx);
+  v_.forward(v, x, frame, ctx);
   if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
-  observe("q", q, ctx);
-  observe("k", k, ctx);
-  observe("v", v, ctx);
-  observe("out", out, ctx);
-  o_.forward(y, out.reshape({B * T, heads_ * head_dim_}), ctx);
+  ctx.observe(layer_, "q", q);
+  ctx.observe(layer_, "k", k);
+  ctx.observe(layer_, "v", v);
+  ctx.observe(layer_, "out", out);
+  o_.forward(y, flat_heads(out), ctx);
 }
 
 void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -98,22 +80,20 @@ void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor
       .dq = ctx.scratch.allocate("dq", out.dtype, {B, T, heads_, head_dim_}),
       .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, kv_heads_, head_dim_}),
       .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_})};
-  o_.backward(dout.reshape({B * T, heads_ * head_dim_}), dy,
-              out.reshape({B * T, heads_ * head_dim_}), ctx);
+  o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
-  observe("dout", dout, ctx);
-  observe("dq", d.dq, ctx);
-  observe("dk", d.dk, ctx);
-  observe("dv", d.dv, ctx);
-  rotate(d.dq, true, frame, ctx);
-  rotate(d.dk, true, frame, ctx);
-  q_.backward(dx, d.dq.reshape({B * T, heads_ * head_dim_}), x, ctx);
-  k_.backward(dx, d.dk.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
-  v_.backward(dx, d.dv.reshape({B * T, kv_heads_ * head_dim_}), x, ctx, /*accumulate=*/true);
+  ctx.observe(layer_, "dout", dout);
+  ctx.observe(layer_, "dq", d.dq);
+  ctx.observe(layer_, "dk", d.dk);
+  ctx.observe(layer_, "dv", d.dv);
+  q_.backward(dx, d.dq, x, frame, ctx);
+  k_.backward(dx, d.dk, x, frame, ctx, /*accumulate=*/true);
+  v_.backward(dx, d.dv, x, frame, ctx, /*accumulate=*/true);
 }
 
 void SoftmaxAttention::visit(const std::function<void(Parameter&)>& f) {
-  for (Linear* linear : {&q_, &k_, &v_, &o_}) f(linear->weight);
+  for (HeadProjection* heads : {&q_, &k_, &v_}) f(heads->linear.weight);
+  f(o_.weight);
 }
 
 }  // namespace weft

@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "models/linear.hpp"
+#include "models/head_projection.hpp"
 #include "models/model_config.hpp"
 #include "parallel/sequence/attention_parallel.hpp"
 
@@ -29,17 +29,14 @@ class SoftmaxAttention final : public Layer {
   AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame) const;
   /// [B, T]: the first key that each query sees.
   Tensor key_begin(const Frame& frame) const;
-  void rotate(const Tensor& heads, bool inverse, const Frame& frame, StepContext& ctx) const;
-
-  /// Shows probes "layers.<i>.<name>".
-  void observe(const char* name, const Tensor& value, const StepContext& ctx) const;
 
   int layer_;
   bool causal_;
   int64_t window_;
   int64_t window_index_ = 0;             // of it among the model's windows
   int64_t heads_, kv_heads_, head_dim_;  // H, G, D
-  Linear q_, k_, v_, o_;
+  HeadProjection q_, k_, v_;
+  Linear o_;
   std::unique_ptr<AttentionParallel> strategy_;
 };
 

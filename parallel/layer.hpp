@@ -124,6 +124,10 @@ struct StepContext {
   void observe(std::string_view name, const Tensor& value) const {
     if (probe) probe(name, value);
   }
+  /// As "layers.<layer>.<name>".
+  void observe(int layer, const char* name, const Tensor& value) const {
+    if (probe) probe(concat("layers.", layer, ".", name), value);
+  }
 };
 
 /// One branch off the residual stream, a token mixer or an MLP, with explicit backward. Gradients
