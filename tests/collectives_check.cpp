@@ -1,7 +1,7 @@
 #include "tests/collectives_check.hpp"
 
 #include "parallel/mesh.hpp"
-#include "tests/testing.hpp"
+#include "tests/placed.hpp"
 
 namespace weft {
 namespace {
@@ -37,15 +37,16 @@ struct Check {
   Tag tag = {};
 
   void all_gather(const Cuts& cuts) const {
-    const Owned buffer(dtype, {cuts.total()});
+    Owned host(dtype, {cuts.total()});
     std::vector<double> expected;
     for (int p = 0; p < comm.size(); ++p) {
       for (int64_t i = cuts.begin(p); i < cuts.end(p); ++i) expected.push_back(value_of(p, i));
     }
-    assign(buffer.view().slice(0, cuts.begin(comm.rank()), cuts.end(comm.rank())),
+    assign(host.view().slice(0, cuts.begin(comm.rank()), cuts.end(comm.rank())),
            {expected.begin() + cuts.begin(comm.rank()), expected.begin() + cuts.end(comm.rank())});
+    const Placed buffer(std::move(host), stream);
     stream.wait(comm.all_gather(buffer, cuts, tag, stream));
-    expect(buffer, expected, "all_gather");
+    expect(buffer.on_host(stream), expected, "all_gather");
   }
 
   /// Every rank's contribution, and their sum: integers, so exact in any order.
@@ -64,45 +65,47 @@ struct Check {
 
   void reduce_scatter(const Cuts& cuts) const {
     const int64_t n = cuts.total(), begin = cuts.begin(comm.rank()), end = cuts.end(comm.rank());
-    const Owned buffer = from_values(dtype, {n}, contribution(n, comm.rank()));
-    const Owned scratch(dtype, {end - begin});
+    const Placed buffer(from_values(dtype, {n}, contribution(n, comm.rank())), stream);
+    const Placed scratch(Owned(dtype, {end - begin}), stream);
     stream.wait(comm.reduce_scatter(buffer, cuts, scratch, tag, stream));
     const std::vector<double> all = sum(n);
-    expect(buffer.view().slice(0, begin, end), {all.begin() + begin, all.begin() + end},
+    expect(buffer.on_host(stream).slice(0, begin, end), {all.begin() + begin, all.begin() + end},
            "reduce_scatter");
   }
 
   void all_reduce(int64_t n) const {
-    const Owned buffer = from_values(dtype, {n}, contribution(n, comm.rank()));
-    const Owned scratch(dtype, {n / comm.size() + 1});
+    const Placed buffer(from_values(dtype, {n}, contribution(n, comm.rank())), stream);
+    const Placed scratch(Owned(dtype, {n / comm.size() + 1}), stream);
     stream.wait(comm.all_reduce(buffer, scratch, tag, stream));
-    expect(buffer, sum(n), "all_reduce");
+    expect(buffer.on_host(stream), sum(n), "all_reduce");
   }
 
   void broadcast(int64_t n, int root) const {
-    const Owned buffer(dtype, {n});
-    if (comm.rank() == root) assign(buffer, contribution(n, root));
+    Owned host(dtype, {n});
+    if (comm.rank() == root) assign(host, contribution(n, root));
+    const Placed buffer(std::move(host), stream);
     stream.wait(comm.broadcast(buffer, root, tag, stream));
-    expect(buffer, contribution(n, root), "broadcast");
+    expect(buffer.on_host(stream), contribution(n, root), "broadcast");
   }
 
   /// Two messages to each neighbour, of sizes that only the two know: they match in order.
   void exchange() const {
     if (comm.size() == 1) return;
     const auto length = [](int from, int which) { return int64_t{3} * from + 5 * which; };
-    std::vector<Owned> kept;
+    std::vector<Placed> kept;
     std::vector<Message> messages;
     for (const int which : {0, 1}) {
-      kept.push_back(from_values(dtype, {length(comm.rank(), which)},
-                                 contribution(length(comm.rank(), which), comm.rank())));
+      kept.emplace_back(from_values(dtype, {length(comm.rank(), which)},
+                                    contribution(length(comm.rank(), which), comm.rank())),
+                        stream);
       messages.push_back(send_to(comm.next(), kept.back()));
-      kept.push_back(Owned(dtype, {length(comm.prev(), which)}));
+      kept.emplace_back(Owned(dtype, {length(comm.prev(), which)}), stream);
       messages.push_back(receive_from(comm.prev(), kept.back()));
     }
     stream.wait(comm.exchange(messages, tag, stream));
     for (const int which : {0, 1}) {
-      expect(kept[2 * which + 1], contribution(length(comm.prev(), which), comm.prev()),
-             "exchange");
+      expect(kept[2 * which + 1].on_host(stream),
+             contribution(length(comm.prev(), which), comm.prev()), "exchange");
     }
   }
 };
@@ -114,7 +117,7 @@ void check_collectives(World& world) {
   MeshShape shape;
   shape.along(Axis::sequence) = world.size();
   ProcessMesh mesh(world, shape, {&predicted, &counted}, /*strict=*/true);
-  const auto stream = make_inline_stream();
+  const auto stream = world.make_compute_stream();
   Communicator& comm = mesh.along(Axis::sequence);
   for (const DType dtype : {DType::f32, DType::f64, DType::i32}) {
     const Check check{comm, *stream, dtype};

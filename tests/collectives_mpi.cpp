@@ -1,15 +1,22 @@
-// The collectives over MPI: mpirun -n P collectives_mpi. With "mismatch" the last rank enters
-// another operation than the rest, which must end the job with 86.
+// The collectives over MPI processes: mpirun -n P collectives_mpi [mismatch|nccl|staged]. With
+// "mismatch" the last rank enters another operation than the rest, which must end the job with 86;
+// with "nccl" every rank has a GPU; with "staged" the ranks share the host's GPUs. Leaves with 77
+// where the GPUs for that are missing.
 #include <cstdio>
 #include <string_view>
 
 #include "parallel/comm/mpi.hpp"
+#include "parallel/comm/nccl.hpp"
+#include "parallel/comm/staged.hpp"
 #include "parallel/mesh.hpp"
+#include "src/core/cuda/stream.hpp"
 #include "tests/collectives_check.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
 namespace {
+
+constexpr int kSkipped = 77;
 
 void enter_different_operations(World& world) {
   MeshShape shape;
@@ -23,20 +30,33 @@ void enter_different_operations(World& world) {
                    : comm.all_reduce(buffer, scratch, {}, *stream));
 }
 
+int run(World& world, std::string_view mode) {
+  const int gpus = cuda::device_count();
+  if (mode == "mismatch") {
+    enter_different_operations(world);
+  } else if (mode == "nccl") {
+    if (!has_nccl() || gpus < world.size()) return kSkipped;
+    check_collectives(*make_nccl_world(world, launched_local_rank()));
+  } else if (mode == "staged") {
+    if (gpus == 0) return kSkipped;
+    check_collectives(*make_staged_world(world, launched_local_rank() % gpus));
+  } else {
+    check_collectives(world);
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace weft
 
 int main(int argc, char** argv) {
   weft::MpiSession session;
   try {
-    if (argc > 1 && std::string_view(argv[1]) == "mismatch") {
-      weft::enter_different_operations(session.world());
-    } else {
-      weft::check_collectives(session.world());
-    }
+    const int code = weft::run(session.world(), argc > 1 ? argv[1] : "");
+    if (code != 0) std::fprintf(stderr, "skipped: too few GPUs, or no NCCL\n");
+    return code;
   } catch (const weft::Error& error) {
     std::fprintf(stderr, "rank %d: %s\n", session.world().rank(), error.what());
     weft::MpiSession::abort(static_cast<int>(error.code()));
   }
-  return 0;
 }

@@ -314,6 +314,35 @@ TEST(WorkerStream, AnErrorReachesEveryLaterEventAndTheStreamsThatWait) {
   EXPECT_FALSE(ran);
 }
 
+TEST(Event, OfWorkHandedOverStandsForTheOneThatIsThereLater) {
+  const auto worker = make_worker_stream("hands over");
+  const Event go = Event::pending(), gpu = Event::pending();
+  const auto there = std::make_shared<Event>();
+  worker->wait(go);
+  worker->enqueue([&] { *there = gpu; });
+  const Event event = Event::handed_over(worker->record(), there);
+  EXPECT_FALSE(event.ready());
+  go.complete();
+  EXPECT_EQ(event.state()->handed_over(), gpu.state());  // waits for the worker, not for the GPU
+  EXPECT_FALSE(event.ready());
+  gpu.complete();
+  EXPECT_TRUE(event.ready());
+  event.wait();
+}
+
+TEST(Event, OfWorkHandedOverHasTheErrorOfEitherSide) {
+  const auto worker = make_worker_stream("hands over");
+  const auto there = std::make_shared<Event>(Event::pending());
+  there->complete(std::make_exception_ptr(Error(ExitCode::hang, "lost")));
+  const Event late = Event::handed_over(worker->record(), there);
+  EXPECT_EQ(code_of([&] { late.wait(); }), ExitCode::hang);
+
+  worker->enqueue([] { throw Error(ExitCode::io, "gone"); });
+  const Event early = Event::handed_over(worker->record(), std::make_shared<Event>());
+  EXPECT_EQ(code_of([&] { early.wait(); }), ExitCode::io);
+  EXPECT_EQ(code_of([&] { early.state()->handed_over(); }), ExitCode::io);
+}
+
 TEST(InlineStream, RunsInPlaceAndThrowsInPlace) {
   const auto stream = make_inline_stream();
   EXPECT_EQ(stream->device(), Device::cpu);

@@ -33,12 +33,19 @@ StrategyRun run_strategy(const std::function<std::unique_ptr<AttentionParallel>(
 
   const auto body = [&](World& world) {
     TestRank rank(world, sequence_mesh(cuts.pieces()));
+    Stream& stream = rank.context.compute;
     const int64_t begin = cuts.begin(world.rank()), end = cuts.end(world.rank()), T = end - begin;
-    const Owned q = tokens_of(p.q, begin, end), k = tokens_of(p.k, begin, end);
-    const Owned v = tokens_of(p.v, begin, end), dout = tokens_of(p.dout, begin, end);
-    const Owned from = tokens_of(p.keys.begin, begin, end), to = tokens_of(p.keys.end, begin, end);
-    const Owned out(wide, {B, T, H, D}), lse(wide, {B, H, T}), dq(wide, {B, T, H, D});
-    const Owned dk(wide, {B, T, G, D}), dv(wide, {B, T, G, D});
+    const auto piece = [&](const Owned& whole_tensor) {
+      return Placed(tokens_of(whole_tensor, begin, end), stream);
+    };
+    const auto output = [&](const std::vector<int64_t>& dims) {
+      return Placed(Owned(wide, dims), stream);
+    };
+    const Placed q = piece(p.q), k = piece(p.k), v = piece(p.v), dout = piece(p.dout);
+    const Placed from = piece(p.keys.begin), to = piece(p.keys.end);
+    const Placed all_from(copy_of(p.keys.begin), stream), all_to(copy_of(p.keys.end), stream);
+    const Placed out = output({B, T, H, D}), lse = output({B, H, T}), dq = output({B, T, H, D});
+    const Placed dk = output({B, T, G, D}), dv = output({B, T, G, D});
     const AttentionShard shard{.q = q,
                                .k = k,
                                .v = v,
@@ -50,18 +57,18 @@ StrategyRun run_strategy(const std::function<std::unique_ptr<AttentionParallel>(
                                .window = window,
                                .layer = 0,
                                .micro_batch = 0,
-                               .all_key_begin = p.keys.begin,
-                               .all_key_end = p.keys.end};
+                               .all_key_begin = all_from,
+                               .all_key_end = all_to};
     const auto strategy = make();
     strategy->forward(shard, out, lse, rank.context);
     strategy->backward(shard, out, lse, dout, {.dq = dq, .dk = dk, .dv = dv}, rank.context);
 
     const std::lock_guard lock(mutex);
-    place(whole.out, out, N, begin, false);
-    place(whole.lse, lse, N, begin, true);
-    place(whole.dq, dq, N, begin, false);
-    place(whole.dk, dk, N, begin, false);
-    place(whole.dv, dv, N, begin, false);
+    place(whole.out, out.on_host(stream), N, begin, false);
+    place(whole.lse, lse.on_host(stream), N, begin, true);
+    place(whole.dq, dq.on_host(stream), N, begin, false);
+    place(whole.dk, dk.on_host(stream), N, begin, false);
+    place(whole.dv, dv.on_host(stream), N, begin, false);
     run.sent[world.rank()] = rank.counted.by_group();
     for (const auto& [key, bytes] : rank.counted.entries()) {
       (key.tag.pass == Tag::Pass::forward ? run.forward_bytes : run.backward_bytes)[world.rank()] +=

@@ -1,4 +1,4 @@
-// Runs one sequence strategy on ranks that are threads, on pieces of a whole problem.
+// Runs one sequence strategy on the ranks of one process, on pieces of a whole problem.
 #pragma once
 
 #include <functional>
@@ -8,7 +8,7 @@
 #include "parallel/comm/threads.hpp"
 #include "parallel/sequence/strategies.hpp"
 #include "tests/oracle.hpp"
-#include "tests/testing.hpp"
+#include "tests/placed.hpp"
 
 namespace weft {
 
@@ -17,8 +17,8 @@ class TestRank {
  public:
   TestRank(World& world, const MeshShape& shape, int64_t scratch_bytes = 64 << 20)
       : mesh_(world, shape, {&predicted, &counted}, false),
-        compute_(make_inline_stream()),
-        scratch_("scratch", Device::cpu, scratch_bytes),
+        compute_(world.make_compute_stream()),
+        scratch_("scratch", world.device(), scratch_bytes, compute_.get()),
         state_("state", Device::cpu, 0),
         store_({}, DType::f64, state_),
         context{.mesh = mesh_,

@@ -1,5 +1,5 @@
-// What a transport must do: move bytes between the ranks of one group, blocking. Order against
-// computation, checks and the ledger are the Communicator's business.
+// What a transport must do: move bytes between the ranks of one group. Order against computation,
+// checks and the ledger are the Communicator's business.
 #pragma once
 
 #include <memory>
@@ -50,10 +50,10 @@ struct Fingerprint {
   std::string text() const;
 };
 
-/// One group of one rank. Calls block until done and come from one thread at a time. Collectives
-/// are in place over a buffer of pieces, one a rank, one after the other; unless a transport has
-/// its own, they are made of exchanges with fixed summation order, so that all transports agree bit
-/// for bit.
+/// One group of one rank. Calls come from one thread at a time. On the CPU they block until done; a
+/// transport with a device_stream() enqueues there and returns. Collectives are in place over a
+/// buffer of pieces, one a rank, one after the other; unless a transport has its own, they are made
+/// of exchanges with fixed summation order, so that all transports agree bit for bit.
 class Backend {
  public:
   Backend(int rank, int size) : rank_(rank), size_(size) {}
@@ -61,6 +61,18 @@ class Backend {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+
+  /// The GPU stream that the calls enqueue on; null on the CPU.
+  virtual Stream* device_stream() { return nullptr; }
+  /// Whether a call returns only when peers have made theirs, or when bytes have moved: such calls
+  /// get a thread of their own. Others are made by the rank's thread, which keeps them in one order
+  /// over all groups.
+  virtual bool calls_block() const { return true; }
+  /// Told of every operation of calls that do not block: they start after `ready`, `done` is their
+  /// end.
+  virtual void in_flight(const Event& ready, const Event& done) {}
+  /// How often calls have waited for a GPU so far: transports that go through the host do.
+  virtual int64_t host_waits() const { return 0; }
 
   /// All sends and receives at once; messages between two ranks match in order. Adds the payload
   /// handed to the transport to bytes_sent().
@@ -74,6 +86,8 @@ class Backend {
   virtual void all_gather(const Tensor& buffer, const Cuts& cuts);
   /// Afterwards the own piece holds the sum; the others are as they were. `scratch` holds a piece.
   virtual void reduce_scatter(const Tensor& buffer, const Cuts& cuts, const Tensor& scratch);
+  /// The sum over the ranks, the same bits on all. `scratch` holds a piece of the even cuts.
+  virtual void all_reduce(const Tensor& buffer, const Tensor& scratch);
   virtual void broadcast(const Tensor& buffer, int root);
   virtual void barrier();
 
@@ -82,6 +96,8 @@ class Backend {
 
  protected:
   void count_sent(int64_t bytes) { bytes_sent_ += bytes; }
+  /// A barrier that sends and receives `tokens`, u8 [2], where exchanges run.
+  void barrier_of_exchanges(const Tensor& tokens);
 
  private:
   int rank_;
@@ -95,14 +111,20 @@ class World {
   virtual ~World() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  /// Where transfers run: Device::meta when the ranks are only recorded.
+  /// Where tensors that travel are: Device::meta when the ranks are only recorded.
   virtual Device device() const { return Device::cpu; }
+  /// The rank's GPU, as this process counts them; 0 on other devices.
+  virtual int gpu() const { return 0; }
+  /// Whether a peer has ended the job. Only ranks of one process can tell.
+  virtual bool ended() const { return false; }
   /// The group of `members` (world ranks; the caller is one). All members call with the same
   /// arguments, in one order of calls; `label` tells groups of the same members apart.
   virtual std::unique_ptr<Backend> group(const std::vector<int>& members,
                                          const std::string& label) = 0;
   /// The group of all ranks, for set-up traffic that no ledger books.
   std::unique_ptr<Backend> everyone(const std::string& label);
+  /// A stream of device() for the computation of this rank.
+  std::unique_ptr<Stream> make_compute_stream() const;
 
  protected:
   /// This rank's place among `members`.

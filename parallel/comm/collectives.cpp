@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "parallel/comm/backend.hpp"
+#include "src/core/cuda/stream.hpp"
+#include "src/kernels/pointwise.hpp"
 
 namespace weft {
 namespace {
@@ -15,14 +17,14 @@ Tensor piece(const Tensor& buffer, const Cuts& cuts, int p) {
   return buffer.slice(0, cuts.begin(p), cuts.end(p));
 }
 
-void add_into(const Tensor& sum, const Tensor& term) {
+void add_into(const Tensor& sum, const Tensor& term, Stream* device_stream) {
   if (sum.device == Device::meta) return;  // a simulation's: a shape
-  visit_float(sum.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    T* a = sum.as<T>();
-    const T* b = term.as<T>();
-    for (int64_t i = 0; i < sum.numel(); ++i) a[i] += b[i];
-  });
+  const AddArgs args{.y = sum, .a = sum, .b = term};
+  if (device_stream != nullptr) {
+    add(args, *device_stream);
+  } else {
+    cpu::add(args);
+  }
 }
 
 }  // namespace
@@ -63,6 +65,18 @@ std::unique_ptr<Backend> World::everyone(const std::string& label) {
   return group(members, label);
 }
 
+std::unique_ptr<Stream> World::make_compute_stream() const {
+  switch (device()) {
+    case Device::cpu:
+      return make_inline_stream();
+    case Device::cuda:
+      return cuda::make_stream(gpu());
+    case Device::meta:
+      return make_meta_stream({});
+  }
+  detail::throw_internal(__FILE__, __LINE__, "a device of another kind");
+}
+
 int World::place_in(const std::vector<int>& members, const std::string& label) const {
   const auto me = std::find(members.begin(), members.end(), rank());
   WEFT_CHECK(me != members.end(), "rank ", rank(), " is no member of group '", label, "'");
@@ -87,8 +101,14 @@ void Backend::reduce_scatter(const Tensor& buffer, const Cuts& cuts, const Tenso
     const int from = (rank() - step + size()) % size();
     const Message messages[] = {send_to(to, piece(buffer, cuts, to)), receive_from(from, term)};
     exchange(messages);
-    add_into(own, term);
+    add_into(own, term, device_stream());
   }
+}
+
+void Backend::all_reduce(const Tensor& buffer, const Tensor& scratch) {
+  const Cuts cuts = Cuts::even(buffer.numel(), size());
+  reduce_scatter(buffer, cuts, scratch);
+  all_gather(buffer, cuts);
 }
 
 void Backend::broadcast(const Tensor& buffer, int root) {
@@ -104,13 +124,16 @@ void Backend::broadcast(const Tensor& buffer, int root) {
 }
 
 void Backend::barrier() {
-  std::byte token[2]{};
-  const int64_t one[] = {1};
+  std::byte tokens[2]{};
+  const int64_t two[] = {2};
+  barrier_of_exchanges(Tensor::view(tokens, DType::u8, Device::cpu, two));
+}
+
+void Backend::barrier_of_exchanges(const Tensor& tokens) {
   for (int distance = 1; distance < size(); distance *= 2) {  // dissemination: log2 P rounds
     const Message messages[] = {
-        send_to((rank() + distance) % size(), Tensor::view(&token[0], DType::u8, Device::cpu, one)),
-        receive_from((rank() - distance + size()) % size(),
-                     Tensor::view(&token[1], DType::u8, Device::cpu, one))};
+        send_to((rank() + distance) % size(), tokens.slice(0, 0, 1)),
+        receive_from((rank() - distance + size()) % size(), tokens.slice(0, 1, 2))};
     exchange(messages);
   }
 }

@@ -77,9 +77,7 @@ Event Communicator::submit(const Call& call, Stream& after, std::shared_ptr<Deli
   if (ledgers_.predicted) ledgers_.predicted->book(group_, call.tag, call.bytes);
   const Fingerprint print{calls_++, call.operation, call.dtype, call.tag, call.counts_hash};
   if (size() == 1 || device_ == Device::meta) return {};
-  if (!stream_) stream_ = make_worker_stream(group_);
-  stream_->wait(after.record());
-  stream_->enqueue([this, print, work = std::move(work)] {
+  const Event event = run(after.record(), [this, print, work = std::move(work)] {
     if (strict_ || backend_->verify_is_cheap()) backend_->verify(print);
     backend_->take_bytes_sent();
     work(*backend_);
@@ -89,9 +87,34 @@ Event Communicator::submit(const Call& call, Stream& after, std::shared_ptr<Deli
       ledgers_.counted->book(group_, print.tag, sent);
     }
   });
-  const Event event = stream_->record();
   if (late) event.on_first_wait([late] { late->deliver(); });
   return event;
+}
+
+/// Makes a transport's call after `ready`, from the thread that it wants; the event of its end.
+Event Communicator::run(const Event& ready, std::function<void()> transfer) {
+  Stream* const gpu = backend_->device_stream();
+  if (!backend_->calls_block()) {
+    WEFT_CHECK(gpu != nullptr, "a call on the CPU that does not block");
+    gpu->wait(ready);
+    transfer();
+    const Event done = gpu->record();
+    backend_->in_flight(ready, done);
+    return done;
+  }
+  if (!worker_) worker_ = make_worker_stream(group_);
+  if (gpu == nullptr) {
+    worker_->wait(ready);
+    worker_->enqueue(std::move(transfer));
+    return worker_->record();
+  }
+  const auto done = std::make_shared<Event>();
+  worker_->enqueue([gpu, ready, done, transfer = std::move(transfer)] {
+    gpu->wait(ready);
+    transfer();
+    *done = gpu->record();
+  });
+  return Event::handed_over(worker_->record(), done);
 }
 
 Event Communicator::exchange(std::vector<Message> messages, const Tag& tag, Stream& after) {
@@ -147,10 +170,7 @@ Event Communicator::all_reduce(const Tensor& buffer, const Tensor& scratch, cons
   const int64_t own = cuts.size(rank());
   const int64_t bytes = (buffer.numel() - own + own * (size() - 1)) * size_of(buffer.dtype);
   return submit({Operation::all_reduce, buffer.dtype, tag, hash_of(cuts), bytes}, after, late,
-                [target, cuts, scratch](Backend& b) {
-                  b.reduce_scatter(target, cuts, scratch);
-                  b.all_gather(target, cuts);
-                });
+                [target, scratch](Backend& b) { b.all_reduce(target, scratch); });
 }
 
 Event Communicator::broadcast(const Tensor& buffer, int root, const Tag& tag, Stream& after) {

@@ -1,6 +1,11 @@
 // Communicator: one group of ranks on one communication stream. The shell around every transport
 // that orders transfers against computation, checks arguments, compares what the ranks are about to
 // do, and books the bytes.
+//
+//   calls that block, on the CPU   a worker thread waits for computation, then makes the call
+//   calls that block, on a GPU     the worker makes the call, which enqueues on a GPU stream behind
+//                                  an event of the computation; nobody waits for the GPU
+//   calls that return, on a GPU    the same without the worker
 #pragma once
 
 #include <functional>
@@ -40,6 +45,8 @@ class Communicator {
   const std::string& group() const { return group_; }
   /// Calls so far, those of a group of one and of the meta device included.
   int64_t calls() const { return static_cast<int64_t>(calls_); }
+  /// How often transfers have waited for a GPU on the host so far.
+  int64_t host_waits() const { return backend_->host_waits(); }
 
   /// Point-to-point messages, all at once.
   Event exchange(std::vector<Message> messages, const Tag& tag, Stream& after);
@@ -72,6 +79,7 @@ class Communicator {
 
   Event submit(const Call& call, Stream& after, std::shared_ptr<Deliveries> late,
                std::function<void(Backend&)> work);
+  Event run(const Event& ready, std::function<void()> transfer);
 
   std::unique_ptr<Backend> backend_;
   Device device_;
@@ -79,7 +87,7 @@ class Communicator {
   Ledgers ledgers_;
   bool strict_;
   uint64_t calls_ = 0;
-  std::unique_ptr<Stream> stream_;  // made at the first transfer; last, so that it stops first
+  std::unique_ptr<Stream> worker_;  // made at the first transfer; last, so that it stops first
 };
 
 /// Late delivery, a test of waits: what a transfer receives is kept aside, the buffer is poisoned,

@@ -147,11 +147,24 @@ bool launched_by_mpi() {
   return false;
 }
 
-int launched_rank() {
-  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
-    if (const char* rank = std::getenv(variable)) return std::atoi(rank);
+namespace {
+
+/// The first of the variables that is set, as a number; 0 when none is.
+int first_set(std::initializer_list<const char*> variables) {
+  for (const char* variable : variables) {
+    if (const char* value = std::getenv(variable)) return std::atoi(value);
   }
   return 0;
+}
+
+}  // namespace
+
+int launched_rank() {
+  return first_set({"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"});
+}
+
+int launched_local_rank() {
+  return first_set({"OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"});
 }
 
 }  // namespace weft

@@ -30,5 +30,7 @@ class MpiSession {
 bool launched_by_mpi();
 /// The rank that the launcher gave this process, known before MPI starts; 0 without one.
 int launched_rank();
+/// This process's place among those of its host, by the same source: the number of its GPU.
+int launched_local_rank();
 
 }  // namespace weft

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "parallel/comm/backend.hpp"
 
@@ -12,5 +13,11 @@ namespace weft {
 /// failure only, before the others are woken.
 void run_ranks(int ranks, const std::function<void(World&)>& body,
                const std::function<void(int rank)>& on_error = {});
+
+/// The same with ranks that compute on GPUs: rank p on gpus[p], and any number of them share one.
+/// Tensors that travel are on the GPU of their rank. Messages are copies on the receiver's stream,
+/// behind an event of the sender's; a call waits for the calls of its peers and never for a GPU.
+void run_ranks_on_gpus(const std::vector<int>& gpus, const std::function<void(World&)>& body,
+                       const std::function<void(int rank)>& on_error = {});
 
 }  // namespace weft

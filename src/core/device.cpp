@@ -59,7 +59,29 @@ struct HostState final : Event::State {
   }
 };
 
+/// An event that stands for another one, which is not there yet.
+class HandedOver final : public Event::State {
+ public:
+  HandedOver(Event issued, std::shared_ptr<const Event> event)
+      : issued_(std::move(issued)), event_(std::move(event)) {}
+
+  void wait() override { Event(handed_over()).wait(); }
+  bool ready() override { return issued_.ready() && event_->ready(); }
+  std::shared_ptr<Event::State> handed_over() override {
+    issued_.wait();
+    return event_->state();
+  }
+
+ private:
+  Event issued_;
+  std::shared_ptr<const Event> event_;
+};
+
 }  // namespace
+
+Event Event::handed_over(Event issued, std::shared_ptr<const Event> event) {
+  return Event(std::make_shared<HandedOver>(std::move(issued), std::move(event)));
+}
 
 Event Event::pending() {
   return Event(std::make_shared<HostState>());

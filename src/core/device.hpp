@@ -27,6 +27,9 @@ class Event {
     virtual ~State() = default;
     virtual void wait() = 0;
     virtual bool ready() = 0;
+    /// For work that another thread hands to a GPU: blocks until it has, and gives the event that a
+    /// GPU can wait for. Null for every other event.
+    virtual std::shared_ptr<State> handed_over() { return nullptr; }
   };
   explicit Event(std::shared_ptr<State> state) : state_(std::move(state)) {}
   const std::shared_ptr<State>& state() const { return state_; }
@@ -35,6 +38,9 @@ class Event {
   static Event pending();
   /// Completes an event made by pending(); a failed one hands `error` to every waiter.
   void complete(std::exception_ptr error = nullptr) const;
+  /// An event of work that another thread hands to a GPU. `*event` is the GPU's own event, there
+  /// once `issued` is complete; an error of `issued` is handed to every waiter.
+  static Event handed_over(Event issued, std::shared_ptr<const Event> event);
   /// Called once by the first waiter, after completion and before its wait returns. Late delivery,
   /// which proves that nobody reads before waiting, is made of this.
   void on_first_wait(std::function<void()> deliver) const;

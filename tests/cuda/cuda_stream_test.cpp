@@ -42,6 +42,22 @@ TEST_F(CudaStreams, HostWorkKeepsItsPlaceAndHandsOnItsError) {
   EXPECT_THROW(bad.wait(), Error);
 }
 
+TEST_F(CudaStreams, AnErrorFollowsThoseThatWait) {
+  // one -> two -> three, and back: streams that wait for each other
+  const auto one = cuda::make_stream(0), two = cuda::make_stream(0), three = cuda::make_stream(0);
+  const auto alone = cuda::make_stream(0);
+  one->wait(three->record());
+  two->wait(one->record());
+  three->wait(two->record());
+  three->record().wait();
+  one->enqueue([] { throw Error(ExitCode::io, "no disk"); });
+  EXPECT_THROW(one->record().wait(), Error);
+  for (Stream* stream : {two.get(), three.get()}) {
+    EXPECT_THROW(stream->record().wait(), Error);
+  }
+  alone->record().wait();
+}
+
 TEST_F(CudaStreams, WaitsForEventsOfTheHost) {
   const auto worker = make_worker_stream("worker");
   const auto stream = cuda::make_stream(0);

@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "src/core/cuda/call.hpp"
 #include "src/core/cuda/memory.hpp"
@@ -16,21 +17,28 @@
 
 namespace weft::cuda {
 
-/// The first exception of the host work of a stream; every later event hands it to its waiters.
+/// The first error of a stream; every later event hands it to its waiters. A stream that has waited
+/// for an event of another one has the other's errors too: what it computes from then on is not to
+/// be trusted.
 class Failure {
  public:
   void set(std::exception_ptr error);
-  void rethrow() const;  // nothing when there is none
+  void follow(const std::shared_ptr<Failure>& other);
+  /// Throws the error of this stream or of one that it follows, however far; nothing when there is
+  /// none.
+  void rethrow() const;
 
  private:
   mutable std::mutex mutex_;
   std::exception_ptr error_;
+  std::vector<std::weak_ptr<Failure>> followed_;  // weak: two streams often follow each other
 };
 
 /// A non-blocking CUDA stream with its workspace. Kernels of the layer take it and enqueue.
 class CudaStream final : public Stream {
  public:
-  CudaStream(int device, int64_t workspace_bytes);
+  /// `priority` as CUDA counts: the lower, the earlier.
+  CudaStream(int device, int64_t workspace_bytes, int priority = 0);
   ~CudaStream() override;  // waits for what is enqueued
 
   Device device() const override { return Device::cuda; }
@@ -40,6 +48,8 @@ class CudaStream final : public Stream {
   Event record() override;
   /// A CUDA event is waited for by the GPU. Any other blocks the caller, as on a CPU stream.
   void wait(const Event& event) override;
+  /// Every later event of this stream, and of those that follow it, hands `error` to its waiters.
+  void fail(std::exception_ptr error) { failure_->set(std::move(error)); }
   double waited_s() const override { return waited_s_; }
 
   cudaStream_t get() const { return stream_.get(); }
@@ -48,6 +58,9 @@ class CudaStream final : public Stream {
   std::byte* workspace(int64_t bytes) const;
 
  private:
+  void make_current() const;  // its GPU becomes the calling thread's
+
+  int gpu_;
   Handle<cudaStream_t, cudaStreamDestroy> stream_;
   DeviceMemory workspace_;
   int64_t workspace_bytes_;

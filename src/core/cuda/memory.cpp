@@ -42,6 +42,11 @@ void copy_bytes(void* to, const void* from, int64_t bytes, Stream& stream) {
   WEFT_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, native(stream)));
 }
 
+void copy_device_bytes(void* to, const void* from, int64_t bytes, Stream& stream) {
+  if (bytes == 0) return;
+  WEFT_CALL(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, native(stream)));
+}
+
 void set_bytes(std::byte* memory, uint8_t value, int64_t bytes, Stream* stream) {
   if (bytes == 0) return;
   if (stream != nullptr) {

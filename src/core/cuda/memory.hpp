@@ -27,6 +27,10 @@ PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes);
 /// nothing before an event recorded after the call.
 void copy_bytes(void* to, const void* from, int64_t bytes, Stream& stream);
 
+/// The same between device memory, of one GPU or of two. Addresses that are no device memory are
+/// refused.
+void copy_device_bytes(void* to, const void* from, int64_t bytes, Stream& stream);
+
 /// Sets every byte of device memory: in the order of `stream`, or, with none, at once and alone on
 /// the GPU.
 void set_bytes(std::byte* memory, uint8_t value, int64_t bytes, Stream* stream);

@@ -18,6 +18,12 @@ int device_count() {
 std::unique_ptr<Stream> make_stream(int, int64_t) {
   refuse();
 }
+std::unique_ptr<Stream> make_transfer_stream(int) {
+  refuse();
+}
+void open_path(int, int) {
+  refuse();
+}
 void free_device(std::byte*) noexcept {}
 void free_pinned(std::byte*) noexcept {}
 DeviceMemory allocate_device(std::string_view, int64_t) {
@@ -27,6 +33,9 @@ PinnedMemory allocate_pinned(std::string_view, int64_t) {
   refuse();
 }
 void copy_bytes(void*, const void*, int64_t, Stream&) {
+  refuse();
+}
+void copy_device_bytes(void*, const void*, int64_t, Stream&) {
   refuse();
 }
 void set_bytes(std::byte*, uint8_t, int64_t, Stream*) {

@@ -15,8 +15,16 @@ int device_count();
 /// product, the rest for partial sums and sorted tokens.
 inline constexpr int64_t kWorkspaceBytes = int64_t{64} << 20;
 
-/// A stream of GPU `device`, which becomes the calling thread's GPU. The stream owns its workspace,
-/// so two streams never share one. Throws Error(usage) in a build without CUDA.
+/// A stream of GPU `device`, which becomes the calling thread's GPU, as it does at every call on
+/// the stream. The stream owns its workspace, so two streams never share one. Throws Error(usage)
+/// in a build without CUDA.
 std::unique_ptr<Stream> make_stream(int device, int64_t workspace_bytes = kWorkspaceBytes);
+
+/// A stream for transfers: what is ready on it starts before what is ready on others. No workspace.
+std::unique_ptr<Stream> make_transfer_stream(int device);
+
+/// Lets copies on streams of GPU `device` read the memory of GPU `peer` directly, where the two are
+/// linked; without a link they go through the host. `device` becomes the calling thread's GPU.
+void open_path(int device, int peer);
 
 }  // namespace weft::cuda
