@@ -1,7 +1,9 @@
-// weft bench step: its floor is made of exactly the products that the planned step counts.
+// weft bench step: its floor is made of exactly the products that the planned step counts. weft
+// bench collectives: it sends what the ledger's rules say.
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -94,6 +96,67 @@ TEST(BenchStep, MistakesLeaveWithTheirCode) {
   }
   EXPECT_EQ(run_command(weft_alone() + " bench --help").code, 0);
   EXPECT_EQ(run_command(weft_alone() + " bench step --help").code, 0);
+}
+
+/// The JSON of `weft bench collectives`, started by `weft`.
+Json bench_collectives(const std::string& weft, const std::string& arguments) {
+  const std::string file = fresh_folder() + "/collectives.json";
+  const CommandResult run = run_command(weft + " bench collectives --repeats 2 --calls 3 --json " +
+                                        file + " " + arguments);
+  EXPECT_EQ(run.code, 0) << run.out;
+  std::ifstream in(file);
+  return in ? Json::parse(in) : Json();
+}
+
+/// Rows of `sizes`, each of every operation, with the bytes that the rules of the ledger give.
+void expect_sent(const Json& json, int ranks, const std::vector<int64_t>& sizes) {
+  ASSERT_FALSE(json.is_null());
+  EXPECT_EQ(json.at("ranks"), ranks);
+  EXPECT_EQ(json.at("host_waits"), 0);
+  std::map<std::string, std::vector<int64_t>> seen;
+  for (const Json& row : json.at("results")) {
+    const std::string operation = row.at("operation");
+    const int64_t bytes = row.at("bytes");
+    const std::map<std::string, int64_t> sent{{"all_gather", bytes / ranks * (ranks - 1)},
+                                              {"reduce_scatter", bytes / ranks * (ranks - 1)},
+                                              {"all_reduce", 2 * bytes / ranks * (ranks - 1)},
+                                              {"ring", bytes}};
+    ASSERT_TRUE(sent.contains(operation)) << operation;
+    EXPECT_EQ(row.at("bytes_sent"), sent.at(operation)) << operation;
+    EXPECT_GT(row.at("seconds"), 0);
+    EXPECT_NEAR(row.at("bus_bytes_per_s").get<double>() * row.at("seconds").get<double>() /
+                    row.at("bytes_sent").get<double>(),
+                1, 1e-9);
+    seen[operation].push_back(bytes);
+  }
+  EXPECT_EQ(seen.size(), 4u);
+  for (const auto& [operation, of] : seen) EXPECT_EQ(of, sizes) << operation;
+}
+
+TEST(BenchCollectives, SendsWhatTheLedgerSays) {
+  // 1000 bytes are 250 elements, of which three ranks take 83 each.
+  expect_sent(bench_collectives(weft_alone(), "--ranks 3 --sizes 4,1000,3k"), 3, {12, 996, 3072});
+  const Json json = bench_collectives(weft_on(2), "--sizes 64k");
+  expect_sent(json, 2, {65536});
+  EXPECT_EQ(json.at("comm"), "mpi");
+}
+
+TEST(BenchCollectives, MistakesLeaveWithTheirCode) {
+  const std::tuple<const char*, int, const char*> mistakes[] = {
+      {"--ranks 1", 2, "one rank sends nothing"},
+      {"--comm nccl", 2, "--device cuda"},
+      {"--comm mpi", 2, "mpirun"},
+      {"--comm smoke", 2, "--comm"},
+      {"--sizes 1k,3", 2, "--sizes"},
+      {"--sizes few", 2, "--sizes"},
+      {"--ranks 2 --sizes 1k --json /proc/none/x.json", 74, "/proc/none/x.json"},
+  };
+  for (const auto& [arguments, code, says] : mistakes) {
+    const CommandResult run = run_command(weft_alone() + " bench collectives " + arguments);
+    EXPECT_EQ(run.code, code) << arguments << "\n" << run.out;
+    EXPECT_NE(run.out.find(says), std::string::npos) << run.out;
+    EXPECT_EQ(run.lines("weft: ").size(), 1u) << run.out;
+  }
 }
 
 }  // namespace
