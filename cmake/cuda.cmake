@@ -23,7 +23,8 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/pointwise.cu
   src/kernels/cuda/rmsnorm.cu
   src/kernels/cuda/rope.cu
-  src/kernels/cuda/softmax.cu)
+  src/kernels/cuda/softmax.cu
+  src/kernels/cuda/state_combine.cu)
 target_include_directories(weft_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_options(weft_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr -lineinfo)
 

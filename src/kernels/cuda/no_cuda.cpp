@@ -7,6 +7,7 @@
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
 #include "src/kernels/softmax.hpp"
+#include "src/kernels/state_combine.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -79,6 +80,9 @@ void softmax_forward(const SoftmaxArgs&, Stream&) {
 }
 void softmax_backward(const SoftmaxGradArgs&, Stream&) {
   refuse("softmax_backward");
+}
+void state_combine(const StateCombineArgs&, Stream&) {
+  refuse("state_combine");
 }
 
 }  // namespace weft::cuda
