@@ -189,4 +189,10 @@ Event Communicator::barrier(Stream& after) {
                 [](Backend& b) { b.barrier(); });
 }
 
+Stream& Communicator::beside(Stream& compute) {
+  if (size() == 1 || device_ == Device::meta) return compute;
+  if (!beside_) beside_ = compute.make_beside(concat(group_, " kernels"));
+  return *beside_;
+}
+
 }  // namespace weft

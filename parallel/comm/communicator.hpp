@@ -67,6 +67,13 @@ class Communicator {
   Event broadcast(const Tensor& buffer, int root, const Tag& tag, Stream& after);
   Event barrier(Stream& after);
 
+  /// The stream of the kernels that stand between two transfers of this group (receive, combine,
+  /// send) while `compute` goes on: transfers take it for `after`, and it waits for their events.
+  /// `compute` itself in a group of one and on the meta device, where nothing runs. A receive into
+  /// a buffer that it still uses is a mistake, also where the order of events allows it: late
+  /// delivery poisons a buffer when the call is made.
+  Stream& beside(Stream& compute);
+
  private:
   struct Call {
     Operation operation;
@@ -87,6 +94,7 @@ class Communicator {
   Ledgers ledgers_;
   bool strict_;
   uint64_t calls_ = 0;
+  std::unique_ptr<Stream> beside_;  // made when it is asked for
   std::unique_ptr<Stream> worker_;  // made at the first transfer; last, so that it stops first
 };
 

@@ -213,6 +213,9 @@ class MetaStream final : public Stream {
   void enqueue(std::function<void()>) override {}
   Event record() override { return {}; }
   void wait(const Event&) override {}
+  std::unique_ptr<Stream> make_beside(const std::string&) const override {
+    return make_meta_stream(trace_);
+  }
   bool traces() const override { return static_cast<bool>(trace_); }
   void trace(const KernelCall& call) override { trace_(call); }
 
@@ -221,6 +224,11 @@ class MetaStream final : public Stream {
 };
 
 }  // namespace
+
+std::unique_ptr<Stream> Stream::make_beside(const std::string& label) const {
+  WEFT_CHECK(device() == Device::cpu, "a worker thread beside a stream of ", name(device()));
+  return make_worker_stream(label);
+}
 
 std::unique_ptr<Stream> make_inline_stream() {
   return std::make_unique<InlineStream>();

@@ -61,6 +61,9 @@ class Stream {
   virtual Event record() = 0;
   /// What is enqueued later starts only after `event`.
   virtual void wait(const Event& event) = 0;
+  /// A further stream of the same device, whose work runs beside this one's: by default, for the
+  /// streams of the CPU, a worker thread.
+  virtual std::unique_ptr<Stream> make_beside(const std::string& label) const;
   /// Host seconds spent so far waiting for events that were not complete: transfers that nothing
   /// hid.
   virtual double waited_s() const { return 0; }

@@ -140,6 +140,12 @@ void CudaStream::wait(const Event& event) {
   waited_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+std::unique_ptr<Stream> CudaStream::make_beside(const std::string&) const {
+  int device = 0;
+  WEFT_CALL(cudaGetDevice(&device));
+  return make_stream(device, 0);
+}
+
 std::byte* CudaStream::workspace(int64_t bytes) const {
   WEFT_REQUIRE(bytes <= workspace_bytes_, ExitCode::memory, "a kernel needs a workspace of ", bytes,
                " bytes, the stream has ", workspace_bytes_);
