@@ -6,6 +6,7 @@
 
 #include "parallel/sequence/attention_blocks.hpp"
 #include "src/kernels/pointwise.hpp"
+#include "tests/flawed_worlds.hpp"
 #include "tests/sequence_grid.hpp"
 
 namespace weft {
@@ -176,27 +177,6 @@ TEST_P(Mutants, GradientsThatDoNotComeHomeAreFound) {
 
 // ---- Wrong transports
 
-/// A world whose groups are those of another, with something wrong in them.
-class FlawedWorld : public World {
- public:
-  explicit FlawedWorld(World& sound) : sound_(sound) {}
-  int rank() const override { return sound_.rank(); }
-  int size() const override { return sound_.size(); }
-
- protected:
-  World& sound_;
-};
-
-/// Takes the first two ranks of every group for one another.
-class SwapsRanks final : public FlawedWorld {
-  using FlawedWorld::FlawedWorld;
-  std::unique_ptr<Backend> group(const std::vector<int>& members,
-                                 const std::string& label) override {
-    std::vector<int> swapped = members;
-    if (swapped.size() > 1) std::swap(swapped[0], swapped[1]);
-    return sound_.group(swapped, label);
-  }
-};
 TEST_P(Mutants, ASwappedPairOfRanksIsFound) {
   Subject subject = GetParam();
   subject.causal = true;  // both ways, without documents, the order of the ranks means nothing
@@ -210,45 +190,6 @@ TEST_P(Mutants, ASwappedPairOfRanksIsFound) {
   EXPECT_GT(error, 1e-3);
 }
 
-/// Leaves one message of the run where it is: the buffer keeps what was in it.
-class LosesAMessage final : public FlawedWorld {
- public:
-  /// `countdown`: messages that this rank receives before the lost one; negative: none is lost.
-  LosesAMessage(World& sound, int countdown) : FlawedWorld(sound), countdown_(countdown) {}
-
-  bool lost() const { return countdown_ < 0; }
-
-  std::unique_ptr<Backend> group(const std::vector<int>& members,
-                                 const std::string& label) override {
-    return std::make_unique<Lossy>(sound_.group(members, label), countdown_);
-  }
-
- private:
-  class Lossy final : public Backend {
-   public:
-    Lossy(std::unique_ptr<Backend> sound, std::atomic<int>& countdown)
-        : Backend(sound->rank(), sound->size()), sound_(std::move(sound)), countdown_(countdown) {}
-
-    void exchange(std::span<const Message> messages) override {
-      std::vector<Message> received(messages.begin(), messages.end());
-      Owned elsewhere;
-      for (Message& message : received) {
-        if (message.way == Message::Way::send || message.buffer.nbytes() == 0) continue;
-        if (countdown_-- != 0) continue;
-        elsewhere = Owned(DType::u8, {message.buffer.nbytes()});
-        message.buffer = elsewhere;
-      }
-      sound_->exchange(received);
-    }
-    void verify(const Fingerprint& mine) override { sound_->verify(mine); }
-
-   private:
-    std::unique_ptr<Backend> sound_;
-    std::atomic<int>& countdown_;
-  };
-
-  std::atomic<int> countdown_;
-};
 TEST_P(Mutants, EveryMessageThatIsLostIsFound) {
   const Subject& subject = GetParam();
   int64_t cells = 0;
