@@ -18,6 +18,11 @@ int print_tables(const std::string& json_path) {
     std::printf("  %-10s %s\n", strategy.name, strategy.summary);
     json["attention"].push_back({{"name", strategy.name}, {"summary", strategy.summary}});
   }
+  std::printf("state scans (sequence.state)\n");
+  for (const StateScanKind& scan : state_scans()) {
+    std::printf("  %-10s %s\n", scan.name, scan.summary);
+    json["state"].push_back({{"name", scan.name}, {"summary", scan.summary}});
+  }
   std::printf("mixers (letters of model.layer_pattern)\n");
   for (const MixerKind& kind : mixer_kinds()) {
     std::printf("  %-10c %s\n", kind.letter, kind.summary);
@@ -31,7 +36,7 @@ int print_tables(const std::string& json_path) {
 
 void add_strategies_command(CLI::App& app, std::function<int()>& action) {
   CLI::App* command =
-      app.add_subcommand("strategies", "list attention strategies and token mixers");
+      app.add_subcommand("strategies", "list attention strategies, state scans and token mixers");
   auto json_path = std::make_shared<std::string>();
   command->add_option("--json", *json_path, "write the tables to FILE")->type_name("FILE");
   command->callback(

@@ -10,6 +10,8 @@ const char* name(Tag::Purpose purpose) {
       return "attention";
     case Tag::Purpose::balance:
       return "balance";
+    case Tag::Purpose::state:
+      return "state";
     case Tag::Purpose::gradient:
       return "gradient";
     case Tag::Purpose::parameter:

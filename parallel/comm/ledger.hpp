@@ -11,8 +11,18 @@ namespace weft {
 
 /// What a transfer is for: the ledger's key. The communicator adds its group's name.
 struct Tag {
-  /// balance: what moves work from busy ranks to idle ones.
-  enum class Purpose : uint8_t { attention, balance, gradient, parameter, norm, loss, control };
+  /// balance: what moves work from busy ranks to idle ones. state: what crosses shards of a
+  /// recurrence.
+  enum class Purpose : uint8_t {
+    attention,
+    balance,
+    state,
+    gradient,
+    parameter,
+    norm,
+    loss,
+    control
+  };
   enum class Pass : uint8_t { forward, backward, update };
 
   int layer = -1;  // -1: no layer's

@@ -16,6 +16,28 @@ constexpr AttentionStrategy kAttention[] = {
      make_rsa_attention},
 };
 
+constexpr StateScanKind kStateScans[] = {
+    {"lasp", "the state passes the ranks one after the other", make_lasp_scan},
+    {"lasp2", "one all-gather of transitions and states, folded by each rank", make_lasp2_scan},
+    {"zeco", "All-Scan: lasp's chain, pipelined in blocks of the state", make_zeco_scan},
+    {"doubling", "log2 P rounds of transitions and states over doubling distances",
+     make_doubling_scan},
+    {"two_level", "maps inside groups of ranks, a chain of states over the groups",
+     make_two_level_scan},
+};
+
+/// The row of that name. Throws Error(config).
+template <class Row>
+const Row& row_of(std::span<const Row> table, std::string_view name, const char* key) {
+  std::string known;
+  for (const Row& row : table) {
+    if (name == row.name) return row;
+    known += concat(known.empty() ? "" : ", ", row.name);
+  }
+  throw Error(ExitCode::config,
+              concat(key, ": expected one of ", known, ", auto, got '", name, "'"));
+}
+
 }  // namespace
 
 std::span<const AttentionStrategy> attention_strategies() {
@@ -23,13 +45,15 @@ std::span<const AttentionStrategy> attention_strategies() {
 }
 
 const AttentionStrategy& attention_strategy(std::string_view name) {
-  std::string known;
-  for (const AttentionStrategy& strategy : kAttention) {
-    if (name == strategy.name) return strategy;
-    known += concat(known.empty() ? "" : ", ", strategy.name);
-  }
-  throw Error(ExitCode::config,
-              concat("sequence.attention: expected one of ", known, ", auto, got '", name, "'"));
+  return row_of(attention_strategies(), name, "sequence.attention");
+}
+
+std::span<const StateScanKind> state_scans() {
+  return kStateScans;
+}
+
+const StateScanKind& state_scan(std::string_view name) {
+  return row_of(state_scans(), name, "sequence.state");
 }
 
 }  // namespace weft

@@ -1,5 +1,5 @@
-// The table of sequence strategies. A new one is a file that defines its maker and a line in
-// strategies.cpp.
+// The tables of sequence strategies: attention, and scans of states. A new one is a file that
+// defines its maker and a line in strategies.cpp.
 #pragma once
 
 #include <memory>
@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "parallel/sequence/attention_parallel.hpp"
+#include "parallel/sequence/state_scan.hpp"
 
 namespace weft {
 
@@ -48,6 +49,23 @@ AttentionTraffic attention_traffic(const AttentionStrategy& strategy,
 /// equals in the table.
 const AttentionStrategy& cheapest_strategy(const AttentionSetting& setting);
 
+/// What a scan of states may be told.
+struct StateScanOptions {
+  int64_t zeco_blocks = 0;  // 0: as many as make the shortest chain
+  int group = 0;            // ranks of a group of two_level; 0: about sqrt(P)
+};
+
+struct StateScanKind {
+  const char* name;     // as in sequence.state
+  const char* summary;  // one line for `weft strategies`
+  std::unique_ptr<StateScan> (*make)(const StateScanOptions& options);
+};
+
+std::span<const StateScanKind> state_scans();
+
+/// The scan of that name. Throws Error(config).
+const StateScanKind& state_scan(std::string_view name);
+
 /// What layers of sliding windows always take, whatever sequence.attention says.
 std::unique_ptr<AttentionParallel> make_halo_attention();
 
@@ -57,6 +75,12 @@ std::unique_ptr<AttentionParallel> make_lightseq_attention();
 std::unique_ptr<AttentionParallel> make_ring_attention();
 std::unique_ptr<AttentionParallel> make_rsa_attention();
 std::unique_ptr<AttentionParallel> make_ulysses_attention();
+
+std::unique_ptr<StateScan> make_lasp_scan(const StateScanOptions& options);
+std::unique_ptr<StateScan> make_lasp2_scan(const StateScanOptions& options);
+std::unique_ptr<StateScan> make_zeco_scan(const StateScanOptions& options);
+std::unique_ptr<StateScan> make_doubling_scan(const StateScanOptions& options);
+std::unique_ptr<StateScan> make_two_level_scan(const StateScanOptions& options);
 
 /// LightSeq that helps as far as it can, whatever the messages weigh.
 std::unique_ptr<AttentionParallel> make_balanced_lightseq_attention();
