@@ -41,6 +41,32 @@ class Clock {
   Steady::time_point epoch_ = Steady::now();
 };
 
+/// A stream beside another: its kernels take time on a thread of their own.
+class SimulatedBeside final : public Stream {
+ public:
+  SimulatedBeside(const SimulatedMachine& machine, const Clock& clock, const std::string& label)
+      : machine_(machine), clock_(clock), worker_(make_worker_stream(label)) {}
+
+  Device device() const override { return Device::meta; }
+  bool traces() const override { return true; }
+  void trace(const KernelCall& call) override {
+    worker_->enqueue([this, seconds = machine_.kernel_s(call.cost)] {
+      clock_.sleep_until(clock_.now() + seconds);
+    });
+  }
+  void enqueue(std::function<void()>) override {}
+  Event record() override { return worker_->record(); }
+  void wait(const Event& event) override { worker_->wait(event); }
+  std::unique_ptr<Stream> make_beside(const std::string& label) const override {
+    return std::make_unique<SimulatedBeside>(machine_, clock_, label);
+  }
+
+ private:
+  SimulatedMachine machine_;
+  const Clock& clock_;
+  std::unique_ptr<Stream> worker_;
+};
+
 /// A compute stream on which kernels take time and do nothing. One sleep does for all kernels
 /// between two looks at the stream, so that what a sleep costs is not counted a kernel.
 class SimulatedStream final : public Stream {
@@ -68,6 +94,9 @@ class SimulatedStream final : public Stream {
     waited_s_ += clock_.now() - start;
   }
   double waited_s() const override { return waited_s_; }
+  std::unique_ptr<Stream> make_beside(const std::string& label) const override {
+    return std::make_unique<SimulatedBeside>(machine_, clock_, label);
+  }
 
   /// Sleeps until all kernels are done; the time then.
   double finish() const {
