@@ -50,7 +50,7 @@ class CudaStream final : public Stream {
   void wait(const Event& event) override;
   /// Every later event of this stream, and of those that follow it, hands `error` to its waiters.
   void fail(std::exception_ptr error) { failure_->set(std::move(error)); }
-  /// Of the calling thread's GPU, and without a workspace.
+  /// Of the same GPU, and without a workspace.
   std::unique_ptr<Stream> make_beside(const std::string& label) const override;
   double waited_s() const override { return waited_s_; }
 

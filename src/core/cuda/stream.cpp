@@ -141,9 +141,7 @@ void CudaStream::wait(const Event& event) {
 }
 
 std::unique_ptr<Stream> CudaStream::make_beside(const std::string&) const {
-  int device = 0;
-  WEFT_CALL(cudaGetDevice(&device));
-  return make_stream(device, 0);
+  return make_stream(gpu_, 0);
 }
 
 std::byte* CudaStream::workspace(int64_t bytes) const {
