@@ -1,6 +1,7 @@
 #include "tests/state_scan_testing.hpp"
 
 #include <cmath>
+#include <optional>
 
 #include "src/kernels/pointwise.hpp"
 
@@ -143,13 +144,17 @@ ScanRun run_scan(const MakeScan& make, const ScanProblem& p, const StartRanks& s
     StepContext& ctx = rank.context;
     const int me = ctx.mesh.at(Axis::sequence);
     const auto [B, H, K, V] = p.shape;
-    const Owned prefix(p.dtype, {B, H, K, V}), suffix(p.dtype, {B, H, K, V});
+    const Placed prefix(Owned(p.dtype, {B, H, K, V}), ctx.compute);
+    const Placed suffix(Owned(p.dtype, {B, H, K, V}), ctx.compute);
+    std::optional<Placed> transition;
+    if (p.kind != TransitionKind::none) transition.emplace(copy_of(p.transitions[me]), ctx.compute);
     const auto scan = make();
-    const auto go = [&](const Owned& state, const Owned& entering, ScanDirection direction,
-                        Tag::Pass pass) {
+    const auto go = [&](const Owned& values_of_state, const Placed& entering,
+                        ScanDirection direction, Tag::Pass pass) {
+      const Placed state(copy_of(values_of_state), ctx.compute);
       const Scope scope(ctx.scratch);
-      PendingScan pending =
-          scan->begin({p.transitions[me], state}, entering, direction, state_tag(0, 0, pass), ctx);
+      PendingScan pending = scan->begin({transition ? transition->view() : Tensor(), state},
+                                        entering, direction, state_tag(0, 0, pass), ctx);
       use_scratch(ctx);
       const Tensor found = pending.finish();
       WEFT_CHECK(found.data == entering.view().data, "the entering state is somewhere else");
@@ -158,8 +163,8 @@ ScanRun run_scan(const MakeScan& make, const ScanProblem& p, const StartRanks& s
     go(p.costates[me], suffix, ScanDirection::suffix, Tag::Pass::backward);
 
     const std::lock_guard lock(mutex);
-    run.prefix[me] = values(prefix);
-    run.suffix[me] = values(suffix);
+    run.prefix[me] = values(prefix.on_host(ctx.compute));
+    run.suffix[me] = values(suffix.on_host(ctx.compute));
     for (const auto& [key, bytes] : rank.counted.entries()) {
       WEFT_CHECK(key.tag.purpose == Tag::Purpose::state, text(key.tag));
       (key.tag.pass == Tag::Pass::forward ? run.prefix_bytes : run.suffix_bytes)[me] += bytes;
