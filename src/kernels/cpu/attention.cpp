@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/kernels/cpu/rows.hpp"
 #include "src/kernels/cpu/vector_math.hpp"
 #include "src/kernels/matmul.hpp"
 
@@ -22,17 +23,6 @@ int64_t attention_scratch_bytes(DType dtype, int64_t head_dim) {
 
 namespace cpu {
 namespace {
-
-/// Strided [B, T, heads, D] memory of one (batch, head): row t is at data + t * step.
-template <class T>
-struct Rows {
-  T* data;
-  int64_t step;
-
-  Rows(const Tensor& t, int64_t b, int64_t h)
-      : data(t.as<T>() + b * t.stride[0] + h * t.stride[2]), step(t.stride[1]) {}
-  T* row(int64_t t) const { return data + t * step; }
-};
 
 /// The Tq numbers of one (batch, head) of [B, H, Tq].
 template <class T>
