@@ -1,0 +1,171 @@
+// State mixers: layers of the linear-attention family, whose memory of the past is one matrix a
+// head. A token decays the state, then writes to it, and reads what it wrote:
+//
+//   S_t = diag(alpha_t) S_{t-1} + k_t v_t^T                              none, fixed, scalar,
+//   vector S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T      delta o_t = S_t^T
+//   (scale q_t)
+//
+// A shard is therefore an affine map of the state that enters it, S_out = A S_in + b, and so is its
+// gradient, D_in = A^T D_out + E. Each direction is three passes: a summary that needs no boundary
+// value, what can be done before that value has arrived, and the rest. The scan over ranks runs
+// between the first and the last. Equations and derivations: docs/state_mixers.md.
+#pragma once
+
+#include "src/core/cost.hpp"
+#include "src/core/device.hpp"
+#include "src/core/kernel_call.hpp"
+#include "src/tensor/tensor.hpp"
+
+namespace weft {
+
+/// How the state decays. The first four are *diagonal*: no row of the state reads another.
+enum class StateKind {
+  none,    // alpha = 1: basic linear attention
+  fixed,   // one alpha a head, not trained: Lightning, RetNet
+  scalar,  // one alpha a head and token: simple GLA, Mamba-2
+  vector,  // one alpha a head, token and row of the state: GLA
+  delta,   // scalar, and the token removes what its key reads before it writes: Gated DeltaNet
+};
+
+/// What the tokens of a shard do to the state. Every stride is free but the innermost, which is 1.
+/// All of one floating type, gates of its accumulator type. T may be 0.
+struct StateTokens {
+  StateKind kind = StateKind::none;
+  Tensor k;          // [B, T, H, K]
+  Tensor v;          // [B, T, H, V]
+  Tensor log_decay;  // log alpha <= 0; fixed [H], scalar and delta [B, T, H], vector [B, T, H, K];
+                     // absent for none. -inf, or anything below -745, is alpha = 0
+  Tensor beta;       // delta: [B, T, H]; otherwise absent
+  Tensor positions;  // [B, T] i64, inside the document: the state is reset to 0 before a token at 0
+};
+
+/// States are [B, H, K, V], contiguous, of the accumulator type. So is a transition A: of a
+/// diagonal kind the log of the decay over the shard, [B, H] or for vector [B, H, K]; for delta the
+/// dense [B, H, K, K] that multiplies the state from the left. It is -inf, for delta 0, when a
+/// document starts in the shard, and the identity (log 0, or I) for an empty shard.
+
+/// Tokens that are computed together, counted from the shard's first whatever the documents.
+inline constexpr int64_t kStateChunk = 64;
+/// ceil(tokens / kStateChunk)
+int64_t state_chunks(int64_t tokens);
+
+/// Scratch of one call of any pass, whatever B, T and H.
+int64_t state_scratch_bytes(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
+
+/// The shard as a map of the entering state: S_out = transition S_in + state.
+struct StateSummaryArgs {
+  Tensor transition;    // out; shape by kind
+  Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
+  Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
+                        // state that leaves it, for state_apply; absent for delta
+  Tensor scratch;       // u8 [state_scratch_bytes]
+  StateTokens tokens;
+};
+Cost cost(const StateSummaryArgs& args);
+std::vector<Product> products(const StateSummaryArgs& args);
+void state_summarize(const StateSummaryArgs& args, Stream& stream);
+
+/// The outputs as far as they come from the token's own chunk; needs no entering state. For delta
+/// there is no such part (every output depends on the entering state through what the keys read
+/// from it): out is left alone, nothing runs.
+struct StateLocalArgs {
+  Tensor out;      // [B, T, H, V], accumulator type
+  Tensor scratch;  // u8 [state_scratch_bytes]
+  Tensor q;        // [B, T, H, K]
+  double scale = 1.0;
+  StateTokens tokens;
+};
+Cost cost(const StateLocalArgs& args);
+std::vector<Product> products(const StateLocalArgs& args);
+void state_local(const StateLocalArgs& args, Stream& stream);
+
+/// The rest of the outputs, from the state that enters the shard. The state is carried from chunk
+/// to chunk in order: a shard cut after a whole chunk gives the same bits.
+struct StateApplyArgs {
+  Tensor out;           // [B, T, H, V]; diagonal: adds to what state_local wrote; delta: written
+  Tensor hT;            // out [B, H, K, V]: the state that leaves; absent: not wanted
+  Tensor h0;            // [B, H, K, V]: the state that enters; absent: 0
+  Tensor chunk_states;  // of state_summarize; absent for delta
+  Tensor scratch;       // u8 [state_scratch_bytes]
+  Tensor q;             // [B, T, H, K]
+  double scale = 1.0;
+  StateTokens tokens;
+};
+Cost cost(const StateApplyArgs& args);
+std::vector<Product> products(const StateApplyArgs& args);
+void state_apply(const StateApplyArgs& args, Stream& stream);
+
+/// The shard as a map of the gradient of the state that leaves it: D_in = transition^T D_out +
+/// state.
+struct StateCosummaryArgs {
+  Tensor transition;      // out; as state_summarize gives it, not transposed; absent: not wanted
+  Tensor state;           // out [B, H, K, V]: gradient of the entering state when D_out is 0
+  Tensor chunk_costates;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
+                          // gradient of its entering state; absent for delta
+  Tensor scratch;         // u8 [state_scratch_bytes]
+  Tensor q, dout;         // [B, T, H, K], [B, T, H, V]
+  double scale = 1.0;
+  StateTokens tokens;
+};
+Cost cost(const StateCosummaryArgs& args);
+std::vector<Product> products(const StateCosummaryArgs& args);
+void state_cosummarize(const StateCosummaryArgs& args, Stream& stream);
+
+/// Gradients of a shard's inputs, of the accumulator type; innermost stride 1.
+struct StateGradients {
+  Tensor dq, dk;      // [B, T, H, K]
+  Tensor dv;          // [B, T, H, V]
+  Tensor dlog_decay;  // as log_decay; absent for none and fixed. Exactly 0 where alpha is 0
+  Tensor dbeta;       // delta: [B, T, H]; otherwise absent
+};
+
+/// The backward as far as it needs no gradient of the leaving state: for diagonal kinds dq, and dk,
+/// dv and dlog_decay but for what comes through that gradient; for delta the entering states only.
+struct StateBackwardLocalArgs {
+  StateGradients gradients;
+  Tensor entering;  // out [B, H, state_chunks(T), K, V]: the state that enters each chunk
+  Tensor h0;        // as in state_apply
+  Tensor scratch;   // u8 [state_scratch_bytes]
+  Tensor q, dout;   // [B, T, H, K], [B, T, H, V]
+  double scale = 1.0;
+  StateTokens tokens;
+};
+Cost cost(const StateBackwardLocalArgs& args);
+std::vector<Product> products(const StateBackwardLocalArgs& args);
+void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream);
+
+/// The rest of the backward, from the gradient of the state that leaves the shard.
+struct StateBackwardApplyArgs {
+  StateGradients gradients;  // diagonal: adds to what state_backward_local wrote; delta: written
+  Tensor dh0;                // out [B, H, K, V]; absent: not wanted
+  Tensor dhT;                // [B, H, K, V]: gradient of the state that leaves; absent: 0
+  Tensor entering;           // of state_backward_local
+  Tensor chunk_costates;     // of state_cosummarize; absent for delta
+  Tensor scratch;            // u8 [state_scratch_bytes]
+  Tensor q, dout;            // [B, T, H, K], [B, T, H, V]
+  double scale = 1.0;
+  StateTokens tokens;
+};
+Cost cost(const StateBackwardApplyArgs& args);
+std::vector<Product> products(const StateBackwardApplyArgs& args);
+void state_backward_apply(const StateBackwardApplyArgs& args, Stream& stream);
+
+namespace cpu {
+void state_summarize(const StateSummaryArgs& args);
+void state_local(const StateLocalArgs& args);
+void state_apply(const StateApplyArgs& args);
+void state_cosummarize(const StateCosummaryArgs& args);
+void state_backward_local(const StateBackwardLocalArgs& args);
+void state_backward_apply(const StateBackwardApplyArgs& args);
+}  // namespace cpu
+
+namespace cuda {
+void state_summarize(const StateSummaryArgs& args, Stream& stream);
+void state_local(const StateLocalArgs& args, Stream& stream);
+void state_apply(const StateApplyArgs& args, Stream& stream);
+void state_cosummarize(const StateCosummaryArgs& args, Stream& stream);
+void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream);
+void state_backward_apply(const StateBackwardApplyArgs& args, Stream& stream);
+}  // namespace cuda
+
+}  // namespace weft
