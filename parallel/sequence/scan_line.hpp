@@ -33,14 +33,13 @@ class ScanLine {
   const StateMap& own() const { return own_; }          // of this rank's shard
   const Tensor& entering() const { return entering_; }  // [R, K, V], to be written
 
-  /// Like those of own(), in the scratch, until finish(). A buffer that a transfer receives into
-  /// is used for nothing else (Communicator::beside).
+  /// Like those of own(), in the scratch, until finish(). What a transfer receives into, nothing
+  /// before it uses (Communicator::beside).
   Tensor allocate_state(const char* name) const;
   Tensor allocate_transition(const char* name) const;
 
   Communicator& ranks() const { return ranks_; }
   Stream& stream() const { return stream_; }
-  const Tag& tag() const { return tag_; }
 
   /// Peers are positions. Kernels that follow come after the transfer.
   void exchange(std::vector<Message> messages);

@@ -36,7 +36,7 @@ class TwoLevel final : public StateScan {
   PendingScan begin(const ScanElement& element, const Tensor& entering, ScanDirection direction,
                     const Tag& tag, StepContext& ctx) override {
     ScanLine line(element, entering, direction, tag, ctx);
-    const int size = group_ > 0 ? group_ : std::max<int>(1, std::lround(std::sqrt(line.size())));
+    const int size = group_ > 0 ? group_ : static_cast<int>(std::lround(std::sqrt(line.size())));
     const Group group = Group::of(line.position(), size, line.size());
     const StateMap before = fold_group(line, group, share_maps(line, group));
     pass_over_groups(line, group, size, before);
@@ -101,6 +101,7 @@ class TwoLevel final : public StateScan {
       std::vector<Message> messages;
       bool receives = false;
       if (leads && turn == group.index) {
+        // First the one that the chain waits for.
         if (leads_on) messages.push_back(send_to(leader_of(turn + 1), leaving));
         for (int member = group.first; enters_group && member < position; ++member) {
           messages.push_back(send_to(member, group_entering));

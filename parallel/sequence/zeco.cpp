@@ -1,5 +1,6 @@
-// All-Scan of ZeCO: LASP's chain, pipelined. The state is cut into blocks, and a rank passes one on
-// while it receives the next. A rank sends one state and no transition, whatever their number.
+// All-Scan of ZeCO (Chou et al., arXiv 2507.01004): LASP's chain, pipelined. The state is cut into
+// blocks, and a rank passes one on while it receives the next. A rank sends one state and no
+// transition, whatever the number of blocks.
 //
 //   step        0      1      2      3      4      block k reaches position p in step k + p - 1;
 //   rank 0    send0  send1  send2                  P - 2 + n steps for n blocks
