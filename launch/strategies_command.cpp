@@ -18,7 +18,7 @@ int print_tables(const std::string& json_path) {
     std::printf("  %-10s %s\n", strategy.name, strategy.summary);
     json["attention"].push_back({{"name", strategy.name}, {"summary", strategy.summary}});
   }
-  std::printf("state scans (sequence.state)\n");
+  std::printf("state scans (for linear mixers, of which this version has none)\n");
   for (const StateScanKind& scan : state_scans()) {
     std::printf("  %-10s %s\n", scan.name, scan.summary);
     json["state"].push_back({{"name", scan.name}, {"summary", scan.summary}});

@@ -82,10 +82,10 @@ class Trainer {
   Ledger predicted_, counted_;
   std::map<std::string, Cost> kernels_;
   std::unique_ptr<Stream> compute_;
-  ProcessMesh mesh_;
+  Arena state_, frames_, scratch_;
+  ProcessMesh mesh_;  // after the arenas: when a step fails, transfers under way end before them
   Cuts sequence_cuts_;
   Model model_;
-  Arena state_, frames_, scratch_;
   ParameterStore store_;
   ShardedOptimizer optimizer_;
   Tensor totals_;  // [2] f64: sum of token losses, squared gradient norm

@@ -21,10 +21,11 @@ namespace {
 /// shown, because an event that was never recorded counts as complete.
 class Mailboxes {
  public:
-  explicit Mailboxes(int size) : size_(size), boxes_(size * size) {}
+  explicit Mailboxes(int size) : size_(size), changed_(size), boxes_(size * size) {}
 
   /// The sends of one exchange of one rank.
   struct Sends {
+    int rank;
     int pending = 0;           // counts down as receivers finish
     std::vector<Event> taken;  // their copies
   };
@@ -41,7 +42,7 @@ class Mailboxes {
       const std::lock_guard lock(mutex_);
       boxes_[from * size_ + to].push_back(posting);
     }
-    changed_.notify_all();
+    changed_[to].notify_all();
   }
 
   Posting take(int from, int to) {
@@ -55,18 +56,16 @@ class Mailboxes {
   }
 
   void finish(const Posting& posting, const Event& taken) {
-    {
-      const std::lock_guard lock(mutex_);
-      --posting.sends->pending;
-      posting.sends->taken.push_back(taken);
-    }
-    changed_.notify_all();
+    const std::lock_guard lock(mutex_);  // to the end: the sender goes on, and its sends with it
+    --posting.sends->pending;
+    posting.sends->taken.push_back(taken);
+    changed_[posting.sends->rank].notify_all();
   }
 
-  void wait_for_receivers(int rank, const Sends& sends) {
+  void wait_for_receivers(const Sends& sends) {
     std::unique_lock lock(mutex_);
     wait(
-        lock, [&] { return sends.pending == 0; }, rank, rank);
+        lock, [&] { return sends.pending == 0; }, sends.rank, sends.rank);
   }
 
   /// After a failure: takes back what nobody has taken and lets the copies under way finish, so
@@ -77,7 +76,7 @@ class Mailboxes {
       sends.pending -= static_cast<int>(
           std::erase_if(box, [&](const Posting& posting) { return posting.sends == &sends; }));
     }
-    changed_.wait(lock, [&] { return sends.pending == 0; });
+    changed_[sends.rank].wait(lock, [&] { return sends.pending == 0; });
   }
 
   /// The first rank to reach a call leaves its fingerprint, the others compare with it.
@@ -95,7 +94,7 @@ class Mailboxes {
       const std::lock_guard lock(mutex_);
       aborted_ = true;
     }
-    changed_.notify_all();
+    for (std::condition_variable& changed : changed_) changed.notify_all();
   }
 
  private:
@@ -105,10 +104,11 @@ class Mailboxes {
     int arrived;
   };
 
+  /// Rank `to` waits, for something of rank `from`.
   template <class Ready>
   void wait(std::unique_lock<std::mutex>& lock, Ready&& ready, int from, int to) {
     const auto limit = std::chrono::duration<double>(wait_deadline());
-    const bool woken = changed_.wait_for(lock, limit, [&] { return aborted_ || ready(); });
+    const bool woken = changed_[to].wait_for(lock, limit, [&] { return aborted_ || ready(); });
     WEFT_REQUIRE(!aborted_, ExitCode::retry, "a peer ended the job");
     WEFT_REQUIRE(woken, ExitCode::hang, "no message from rank ", from, " to rank ", to, " within ",
                  wait_deadline(), " s");
@@ -116,8 +116,8 @@ class Mailboxes {
 
   const int size_;
   std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<std::deque<Posting>> boxes_;  // [from, to]
+  std::vector<std::condition_variable> changed_;  // a rank's: something it may wait for
+  std::vector<std::deque<Posting>> boxes_;        // [from, to]
   std::map<uint64_t, Entry> prints_;
   bool aborted_ = false;
 };
@@ -128,7 +128,7 @@ class ThreadBackend : public Backend {
       : Backend(rank, size), mailboxes_(std::move(mailboxes)) {}
 
   void exchange(std::span<const Message> messages) override {
-    Mailboxes::Sends sends;
+    Mailboxes::Sends sends{.rank = rank(), .taken = {}};
     for (const auto& [way, peer, buffer] : messages) {
       sends.pending += way == Message::Way::send && buffer.nbytes() > 0 ? 1 : 0;
     }
@@ -140,7 +140,7 @@ class ThreadBackend : public Backend {
     }
     try {
       receive(messages);
-      mailboxes_->wait_for_receivers(rank(), sends);
+      mailboxes_->wait_for_receivers(sends);
     } catch (...) {
       mailboxes_->withdraw(sends);
       throw;
