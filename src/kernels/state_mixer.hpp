@@ -1,9 +1,11 @@
 // State mixers: layers of the linear-attention family, whose memory of the past is one matrix a
 // head. A token decays the state, then writes to it, and reads what it wrote:
 //
-//   S_t = diag(alpha_t) S_{t-1} + k_t v_t^T                              none, fixed, scalar,
-//   vector S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T      delta o_t = S_t^T
-//   (scale q_t)
+//   diagonal kinds   S_t = diag(alpha_t) S_{t-1} + k_t v_t^T
+//
+//   delta            S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+//
+//   all              o_t = S_t^T (scale q_t)
 //
 // A shard is therefore an affine map of the state that enters it, S_out = A S_in + b, and so is its
 // gradient, D_in = A^T D_out + E. Each direction is three passes: a summary that needs no boundary
