@@ -80,6 +80,9 @@ TEST(RecomputeMeshes, GiveTheBitsOfWhatWasDropped) {
   expect_same_bits(on_mesh(small_config("W*", 1), 3, 2), "data 3, sequence 2");
   // More ranks than tokens: empty shards.
   expect_same_bits(small_config("W*", 8, {"data.seq_length=5"}), "5 tokens on 8 ranks");
+  expect_same_bits(
+      small_config("*", 5, {"sequence.attention=lightseq", "model.num_key_value_heads=8"}),
+      "LightSeq with helpers");
 }
 
 TEST(RecomputeProjected, GivesTheBitsOfWhatWasDropped) {
