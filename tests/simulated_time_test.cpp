@@ -241,9 +241,10 @@ TEST(RingTime, ForwardIsTheClosedForm) {
 /// not listed have no expectation here, and are held to their critical path all the same.
 enum class Schedule { hides, exposes };
 const std::map<std::string, Schedule> kExpected{
-    {"ring", Schedule::hides},       // a hop travels behind each block
-    {"lightseq", Schedule::hides},   // operands a step ahead, results a step behind
-    {"allgather", Schedule::hides},  // the next kv head behind the current one; not the first
+    {"ring", Schedule::hides},      // a hop travels behind each block
+    {"lightseq", Schedule::hides},  // operands a step ahead, results a step behind
+    {"allgather",
+     Schedule::hides},  // a kv head behind the one before, the first behind the own block
     {"ulysses", Schedule::exposes},  // nothing to compute before the heads are there
     {"rsa", Schedule::exposes},      // every hop is waited for before its block
 };

@@ -1,7 +1,8 @@
 // Gathered attention, the softmax half of LASP-2H (Sun et al., arXiv 2502.07563, section 3.5): keys
 // and values of all ranks are gathered and attended by local queries; gradients of all keys are
 // reduce-scattered. A kv head at a time, the next one while the current one computes, so that two
-// heads' worth of the sequence is in memory and not G.
+// heads' worth of the sequence is in memory and not G; the first while the own block computes,
+// which needs no other rank's keys.
 //
 // With a causal mask rank p has p + 1/2 units of work on contiguous shards. It therefore swaps the
 // late half of its queries with rank P-1-p, and the two have P/2 units each: an early half and
@@ -123,11 +124,13 @@ class GatheredHeads {
                                  {shard_.cuts.total(), shard_.k.dim(0), 2, shard_.k.dim(3)});
   }
 
-  /// Calls f(kv head, its keys and values [B, N, 1, D]).
-  template <class F>
-  void for_heads(F&& f) const {
+  /// Calls meanwhile() while the first head travels, then f(kv head, its keys and values
+  /// [B, N, 1, D]) for each.
+  template <class Meanwhile, class F>
+  void for_heads(Meanwhile&& meanwhile, F&& f) const {
     const int64_t heads = shard_.k.dim(2);
     Event arrived = gather(0);
+    meanwhile();
     for (int64_t g = 0; g < heads; ++g) {
       ctx_.compute.wait(arrived);
       if (g + 1 < heads) arrived = gather(g + 1);
@@ -168,10 +171,14 @@ class ScatteredGradients {
         scratch_(ctx.scratch.allocate("dkv piece", gradients.dk.dtype,
                                       {shard.k.dim(1), shard.k.dim(0), 2, shard.k.dim(3)})) {}
 
-  /// The sums of a head, cleared: [B, N, 1, D]. What its buffer held is finished first.
+  /// The sums of a head, [B, N, 1, D]: the own tokens' begin with what `gradients` holds, the
+  /// others with 0. What the buffer held before is finished first.
   KeyValue begin(int64_t g) {
     finish(g - 2);
     fill({.y = sums_[g % 2], .value = 0}, ctx_.compute);
+    const KeyValue own = own_tokens(g);
+    copy({.y = own.k, .x = gradients_.dk.slice(2, g, g + 1)}, ctx_.compute);
+    copy({.y = own.v, .x = gradients_.dv.slice(2, g, g + 1)}, ctx_.compute);
     return unpacked(sums_[g % 2]);
   }
 
@@ -188,14 +195,17 @@ class ScatteredGradients {
   void finish(int64_t g) {
     if (g < 0) return;
     ctx_.compute.wait(done_[g % 2]);
-    const int rank = ranks_.rank();
-    const KeyValue own =
-        unpacked(sums_[g % 2].slice(0, shard_.cuts.begin(rank), shard_.cuts.end(rank)));
+    const KeyValue own = own_tokens(g);
     copy({.y = gradients_.dk.slice(2, g, g + 1), .x = own.k}, ctx_.compute);
     copy({.y = gradients_.dv.slice(2, g, g + 1), .x = own.v}, ctx_.compute);
   }
 
  private:
+  KeyValue own_tokens(int64_t g) const {
+    const int rank = ranks_.rank();
+    return unpacked(sums_[g % 2].slice(0, shard_.cuts.begin(rank), shard_.cuts.end(rank)));
+  }
+
   const AttentionShard& shard_;
   StepContext& ctx_;
   Communicator& ranks_;
@@ -204,6 +214,17 @@ class ScatteredGradients {
   Tensor scratch_;              // one after the other on the communication stream: shared
   std::array<Event, 2> done_;
 };
+
+/// Calls f(keys, the first one's index) for what own queries may see of all tokens' keys besides
+/// those of their own block.
+template <class F>
+void for_other_keys(const AttentionShard& shard, int rank, const KeyValue& keys, F&& f) {
+  const auto part = [&](int64_t begin, int64_t end) {
+    f(KeyValue{keys.k.slice(1, begin, end), keys.v.slice(1, begin, end)}, begin);
+  };
+  part(0, shard.cuts.begin(rank));
+  if (!shard.causal) part(shard.cuts.end(rank), shard.cuts.total());
+}
 
 class GatheredAttention final : public AttentionParallel {
  public:
@@ -227,19 +248,26 @@ class GatheredAttention final : public AttentionParallel {
                      .delta = {}};
     clear_output(out, lse, ctx);
     clear_output(taken.out, taken.lse, ctx);
+    const int rank = ctx.mesh.at(Axis::sequence);
     const int64_t group = shard.q.dim(2) / shard.k.dim(2);
-    gathered.for_heads([&](int64_t g, const KeyValue& keys) {
-      const auto attend = [&](const Rows& rows) {
-        attention_forward({.out = rows.out,
-                           .lse = rows.lse,
-                           .scratch = tiles,
-                           .block = block_of(shard, rows.queries, keys, 0)},
-                          ctx.compute);
-      };
-      attend(kept.heads(g * group, (g + 1) * group));
-      ctx.compute.wait(arrived);
-      attend(taken.heads(g * group, (g + 1) * group));
-    });
+    const auto attend = [&](const Rows& rows, const KeyValue& keys, int64_t first_key) {
+      attention_forward({.out = rows.out,
+                         .lse = rows.lse,
+                         .scratch = tiles,
+                         .block = block_of(shard, rows.queries, keys, first_key)},
+                        ctx.compute);
+    };
+    gathered.for_heads(
+        [&] {
+          attend(kept, {shard.k, shard.v}, kept.queries.first);
+        },
+        [&](int64_t g, const KeyValue& keys) {
+          const Rows own = kept.heads(g * group, (g + 1) * group);
+          for_other_keys(shard, rank, keys,
+                         [&](const KeyValue& part, int64_t first) { attend(own, part, first); });
+          ctx.compute.wait(arrived);
+          attend(taken.heads(g * group, (g + 1) * group), keys, 0);
+        });
     const Tensor late_out = mirror.heads(mirror.given(), out.dtype);
     const Tensor late_lse = mirror.numbers(mirror.given(), lse.dtype);
     ctx.compute.wait(mirror.swap({taken.out, taken.lse}, {late_out, late_lse}));
@@ -276,25 +304,37 @@ class GatheredAttention final : public AttentionParallel {
                     .delta = mirror.kept_numbers(delta)};
     fill({.y = gradients.dq, .value = 0}, ctx.compute);
     fill({.y = taken.out, .value = 0}, ctx.compute);
+    clear({gradients.dk, gradients.dv}, ctx);
+    const int rank = ctx.mesh.at(Axis::sequence);
     const int64_t heads = shard.k.dim(2), group = shard.q.dim(2) / heads;
-    gathered.for_heads([&](int64_t g, const KeyValue& keys) {
-      const KeyValue sums = scattered.begin(g);
-      const auto differentiate = [&](const Rows& rows) {
-        attention_backward({.dq = rows.out,
-                            .dk = sums.k,
-                            .dv = sums.v,
-                            .scratch = tiles,
-                            .dout = rows.dout,
-                            .lse = rows.lse,
-                            .delta = rows.delta,
-                            .block = block_of(shard, rows.queries, keys, 0)},
-                           ctx.compute);
-      };
-      differentiate(kept.heads(g * group, (g + 1) * group));
-      ctx.compute.wait(arrived);
-      differentiate(taken.heads(g * group, (g + 1) * group));
-      scattered.reduce(g);
-    });
+    const auto differentiate = [&](const Rows& rows, const KeyValue& keys, int64_t first_key,
+                                   const KeyValue& sums) {
+      attention_backward({.dq = rows.out,
+                          .dk = sums.k,
+                          .dv = sums.v,
+                          .scratch = tiles,
+                          .dout = rows.dout,
+                          .lse = rows.lse,
+                          .delta = rows.delta,
+                          .block = block_of(shard, rows.queries, keys, first_key)},
+                         ctx.compute);
+    };
+    gathered.for_heads(
+        [&] {
+          differentiate(kept, {shard.k, shard.v}, kept.queries.first, {gradients.dk, gradients.dv});
+        },
+        [&](int64_t g, const KeyValue& keys) {
+          const KeyValue sums = scattered.begin(g);
+          const Rows own = kept.heads(g * group, (g + 1) * group);
+          for_other_keys(shard, rank, keys, [&](const KeyValue& part, int64_t first) {
+            const int64_t end = first + part.k.dim(1);
+            differentiate(own, part, first,
+                          {sums.k.slice(1, first, end), sums.v.slice(1, first, end)});
+          });
+          ctx.compute.wait(arrived);
+          differentiate(taken.heads(g * group, (g + 1) * group), keys, 0, sums);
+          scattered.reduce(g);
+        });
     const Tensor late_dq = mirror.heads(mirror.given(), wide);
     const Event returned = mirror.swap({taken.out}, {late_dq});
     scattered.finish(heads - 2);
