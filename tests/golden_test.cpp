@@ -2,8 +2,6 @@
 // is trained from its weights on its tokens and compared with its losses, norms, gradients, logits.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <filesystem>
 #include <mutex>
 
 #include "launch/hf.hpp"
@@ -12,27 +10,11 @@
 #include "launch/trainer.hpp"
 #include "parallel/comm/threads.hpp"
 #include "src/kernels/matmul.hpp"
+#include "tests/golden_cases.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
 namespace {
-
-namespace fs = std::filesystem;
-
-std::string golden_folder() {
-  const char* folder = std::getenv("WEFT_GOLDEN_DIR");
-  return folder ? folder : WEFT_SOURCE_DIR "/tests/golden";
-}
-
-std::vector<std::string> llama_cases() {
-  std::vector<std::string> cases;
-  for (const auto& entry : fs::directory_iterator(golden_folder())) {
-    const std::string name = entry.path().filename();
-    if (entry.is_directory() && name.starts_with("llama-")) cases.push_back(name);
-  }
-  std::sort(cases.begin(), cases.end());
-  return cases;
-}
 
 /// The tokens of every step, and what the other program got.
 struct Expected {
@@ -190,12 +172,12 @@ std::string golden_label(const testing::TestParamInfo<Golden::ParamType>& test) 
   return label;
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Golden,
-                         testing::Combine(testing::ValuesIn(llama_cases()),
-                                          testing::Values(DType::f32, DType::f64),
-                                          testing::Values(1, 2, 3, 4),
-                                          testing::ValuesIn(strategy_names())),
-                         golden_label);
+INSTANTIATE_TEST_SUITE_P(
+    Cases, Golden,
+    testing::Combine(testing::ValuesIn(golden_cases("llama-", /*folders=*/true)),
+                     testing::Values(DType::f32, DType::f64), testing::Values(1, 2, 3, 4),
+                     testing::ValuesIn(strategy_names())),
+    golden_label);
 
 }  // namespace
 }  // namespace weft

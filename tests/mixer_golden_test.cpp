@@ -3,31 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
 
 #include "launch/safetensors.hpp"
+#include "tests/golden_cases.hpp"
 #include "tests/state_mixer_testing.hpp"
 
 namespace weft {
 namespace {
-
-namespace fs = std::filesystem;
-
-std::string golden_folder() {
-  const char* folder = std::getenv("WEFT_GOLDEN_DIR");
-  return folder ? folder : WEFT_SOURCE_DIR "/tests/golden";
-}
-
-std::vector<std::string> mixer_cases() {
-  std::vector<std::string> cases;
-  for (const auto& entry : fs::directory_iterator(golden_folder())) {
-    const std::string file = entry.path().filename();
-    if (file.starts_with("mixer-") && file.ends_with(".safetensors")) cases.push_back(file);
-  }
-  std::sort(cases.begin(), cases.end());
-  return cases;
-}
 
 /// The values of a tensor, none where the file has no such tensor.
 template <class T = double>
@@ -68,10 +50,12 @@ naive::StateMixerInputs inputs(const SafetensorsFile& file) {
 
 class MixerGolden : public ::testing::TestWithParam<std::tuple<std::string, DType>> {};
 INSTANTIATE_TEST_SUITE_P(Files, MixerGolden,
-                         ::testing::Combine(::testing::ValuesIn(mixer_cases()),
+                         ::testing::Combine(::testing::ValuesIn(golden_cases("mixer-",
+                                                                             /*folders=*/false)),
                                             ::testing::Values(DType::f64, DType::f32)),
                          [](const auto& param) {
-                           std::string test = fs::path(std::get<0>(param.param)).stem();
+                           std::string test =
+                               std::filesystem::path(std::get<0>(param.param)).stem();
                            std::replace(test.begin(), test.end(), '-', '_');
                            return concat(test, "_", name(std::get<1>(param.param)));
                          });
@@ -104,12 +88,13 @@ TEST_P(MixerGolden, AgreesInEveryOutputAndGradient) {
 }
 
 TEST(MixerGoldenFiles, AreThere) {
-  EXPECT_FALSE(mixer_cases().empty()) << "no mixer-*.safetensors in " << golden_folder();
+  EXPECT_FALSE(golden_cases("mixer-", /*folders=*/false).empty())
+      << "no mixer-*.safetensors in " << golden_folder();
 }
 
 /// The oracle that kernels are held against is held against the files too.
 TEST(MixerGoldenFiles, AgreeWithTheNaiveRecurrence) {
-  for (const std::string& name : mixer_cases()) {
+  for (const std::string& name : golden_cases("mixer-", /*folders=*/false)) {
     SCOPED_TRACE(name);
     const SafetensorsFile file(golden_folder() + "/" + name);
     expect_agreement(file, naive::state_mixer(inputs(file)), 1e-6, 1e-6);
