@@ -32,6 +32,5 @@ target_sources(weft_src PRIVATE
   $<TARGET_OBJECTS:weft_cuda_kernels>
   src/core/cuda/memory.cpp
   src/core/cuda/stream.cpp
-  src/kernels/cuda/matmul.cpp
-  src/kernels/cuda/state_mixer.cpp)
+  src/kernels/cuda/matmul.cpp)
 target_link_libraries(weft_src PUBLIC CUDA::cudart_static PRIVATE CUDA::cublasLt)

@@ -83,7 +83,8 @@ class Measurement {
  public:
   Measurement(World& world, const BenchOptions& options)
       : options_(options),
-        mesh_(world, line_of(world), {&booked_, &counted_}, /*strict=*/false),
+        mesh_(world, mesh_along(Axis::sequence, world.size()), {&booked_, &counted_},
+              /*strict=*/false),
         compute_(world.make_compute_stream()),
         memory_("collectives", world.device(), capacity(world.size()), compute_.get()),
         at_{.comm = mesh_.along(Axis::sequence),
@@ -106,12 +107,6 @@ class Measurement {
   int64_t host_waits() const { return at_.comm.host_waits(); }
 
  private:
-  static MeshShape line_of(const World& world) {
-    MeshShape shape;
-    shape.along(Axis::sequence) = world.size();
-    return shape;
-  }
-
   int64_t largest() const {
     return *std::max_element(options_.sizes.begin(), options_.sizes.end());
   }

@@ -76,16 +76,6 @@ int64_t longest(const Fits& fits) {
 
 }  // namespace
 
-AttentionSetting attention_setting(const Config& config, int ranks) {
-  return {.batch = std::min(config.train.micro_batch_size, config.train.global_batch_size),
-          .cuts = Cuts::even(config.data.seq_length, ranks),
-          .heads = config.model.num_attention_heads,
-          .kv_heads = config.model.num_key_value_heads,
-          .head_dim = config.model.head_dim,
-          .dtype = config.train.precision,
-          .causal = config.model.causal};
-}
-
 std::vector<SequenceBytes> bench_bytes(const Config& config,
                                        std::span<const StrategyOnRanks> cases) {
   return measure_each<SequenceBytes>(cases, [&](SequenceBytes& row) {

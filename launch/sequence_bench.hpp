@@ -11,9 +11,6 @@
 
 namespace weft {
 
-/// One layer's attention of a micro-batch of the config over `ranks` even shards.
-AttentionSetting attention_setting(const Config& config, int ranks);
-
 /// A strategy on so many ranks of the sequence axis.
 struct StrategyOnRanks {
   const AttentionStrategy* strategy;

@@ -12,6 +12,7 @@
 #include "launch/quantity.hpp"
 #include "launch/quote.hpp"
 #include "launch/sequence_bench.hpp"
+#include "launch/trainer.hpp"
 #include "src/core/log.hpp"
 
 namespace weft {

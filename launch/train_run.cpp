@@ -41,8 +41,9 @@ double measure_matmul_rate(DType dtype) {
 }
 
 /// FLOPs of a step of one rank, but for those that train.recompute adds: MFU counts what training
-/// takes, not what is done twice to save memory.
-double model_flops(Config config, int rank) {
+/// takes, not what is done twice to save memory. `plan` is the config's own.
+double model_flops(Config config, int rank, const StepPlan& plan) {
+  if (config.train.recompute == Recompute::none) return plan.flops();
   config.train.recompute = Recompute::none;
   return plan_step(config, rank).flops();
 }
@@ -91,7 +92,7 @@ ExitCode TrainRun::run(World& world) {
   if (!config_.from_hf.empty()) load_hf_weights(config_.from_hf, trainer.parameters());
   {
     const auto all = world.everyone("set-up");
-    step_flops_ = sum_over(*all, model_flops(config_, rank_));
+    step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
     matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
   }
   const BatchLoader loader =

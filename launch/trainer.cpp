@@ -143,21 +143,25 @@ std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at) {
   return batches;
 }
 
+AttentionSetting attention_setting(const Config& config, int ranks) {
+  return {.batch = std::min(config.train.micro_batch_size, config.train.global_batch_size),
+          .cuts = Cuts::even(config.data.seq_length, ranks),
+          .heads = config.model.num_attention_heads,
+          .kv_heads = config.model.num_key_value_heads,
+          .head_dim = config.model.head_dim,
+          .dtype = config.train.precision,
+          .causal = config.model.causal,
+          .forwards = config.train.recompute == Recompute::layer ? 2 : 1};
+}
+
 std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
-  const auto cheapest = [&] {
-    return &cheapest_strategy(
-        {.batch = config.train.micro_batch_size,
-         .cuts = Cuts::even(config.data.seq_length, config.mesh.along(Axis::sequence)),
-         .heads = config.model.num_attention_heads,
-         .kv_heads = config.model.num_key_value_heads,
-         .head_dim = config.model.head_dim,
-         .dtype = config.train.precision,
-         .causal = config.model.causal,
-         .forwards = config.train.recompute == Recompute::layer ? 2 : 1});
-  };
+  const AttentionStrategy* cheapest = nullptr;  // sought once, and where a layer asks for it
   std::vector<const AttentionStrategy*> strategies;
   for (const std::string& name : config.sequence.attention) {
-    strategies.push_back(name == "auto" ? cheapest() : &attention_strategy(name));
+    if (name == "auto" && cheapest == nullptr) {
+      cheapest = &cheapest_strategy(attention_setting(config, config.mesh.along(Axis::sequence)));
+    }
+    strategies.push_back(name == "auto" ? cheapest : &attention_strategy(name));
   }
   return strategies;
 }

@@ -93,6 +93,9 @@ class Trainer {
   std::function<void()> before_update_;
 };
 
+/// One layer's attention of a micro-batch of the config over `ranks` even shards.
+AttentionSetting attention_setting(const Config& config, int ranks);
+
 /// The strategies of sequence.attention; for auto the one that cheapest_strategy names.
 std::vector<const AttentionStrategy*> named_strategies(const Config& config);
 

@@ -28,6 +28,12 @@ std::string MeshShape::text() const {
   return out;
 }
 
+MeshShape mesh_along(Axis axis, int ranks) {
+  MeshShape shape;
+  shape.along(axis) = ranks;
+  return shape;
+}
+
 Coordinate coordinate_of(const MeshShape& shape, int rank) {
   Coordinate at{};
   for (int i = kAxes - 1; i >= 0; --i) {  // fastest axis first

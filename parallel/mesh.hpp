@@ -30,6 +30,9 @@ struct MeshShape {
   std::string text() const;
 };
 
+/// All ranks along one axis.
+MeshShape mesh_along(Axis axis, int ranks);
+
 /// Where a rank stands on each axis, indexed by Axis.
 using Coordinate = std::array<int, kAxes>;
 Coordinate coordinate_of(const MeshShape& shape, int rank);

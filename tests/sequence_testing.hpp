@@ -41,9 +41,7 @@ class TestRank {
 };
 
 inline MeshShape sequence_mesh(int ranks) {
-  MeshShape shape;
-  shape.along(Axis::sequence) = ranks;
-  return shape;
+  return mesh_along(Axis::sequence, ranks);
 }
 
 /// A contiguous copy of tokens [begin, end) of [B, N, ...].

@@ -5,12 +5,6 @@
 namespace weft {
 namespace {
 
-MeshShape sequence_axis(int ranks) {
-  MeshShape mesh;
-  mesh.along(Axis::sequence) = ranks;
-  return mesh;
-}
-
 Tensor shape_of(DType dtype, std::initializer_list<int64_t> dims) {
   return Tensor::view(nullptr, dtype, Device::meta, {dims.begin(), dims.size()});
 }
@@ -41,7 +35,7 @@ Tensor in_accumulator_type(Tensor t) {
 AttentionOnShapes::AttentionOnShapes(const AttentionStrategy& strategy,
                                      const AttentionSetting& setting, World& world, Stream& compute,
                                      Ledgers ledgers)
-    : mesh_(world, sequence_axis(world.size()), ledgers, /*strict=*/false),
+    : mesh_(world, mesh_along(Axis::sequence, world.size()), ledgers, /*strict=*/false),
       scratch_("scratch", Device::meta, 0),
       slab_("parameters", Device::meta, 0),
       no_parameters_({}, setting.dtype, slab_),

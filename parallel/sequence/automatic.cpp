@@ -1,6 +1,5 @@
 // What "auto" stands for, found by running every strategy of the table on shapes alone.
 #include <algorithm>
-#include <limits>
 
 #include "parallel/comm/recording.hpp"
 #include "parallel/sequence/attention_on_shapes.hpp"

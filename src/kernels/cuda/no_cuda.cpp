@@ -8,7 +8,6 @@
 #include "src/kernels/rope.hpp"
 #include "src/kernels/softmax.hpp"
 #include "src/kernels/state_combine.hpp"
-#include "src/kernels/state_mixer.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -84,24 +83,6 @@ void softmax_backward(const SoftmaxGradArgs&, Stream&) {
 }
 void state_combine(const StateCombineArgs&, Stream&) {
   refuse("state_combine");
-}
-void state_summarize(const StateSummaryArgs&, Stream&) {
-  refuse("state_summarize");
-}
-void state_local(const StateLocalArgs&, Stream&) {
-  refuse("state_local");
-}
-void state_apply(const StateApplyArgs&, Stream&) {
-  refuse("state_apply");
-}
-void state_cosummarize(const StateCosummaryArgs&, Stream&) {
-  refuse("state_cosummarize");
-}
-void state_backward_local(const StateBackwardLocalArgs&, Stream&) {
-  refuse("state_backward_local");
-}
-void state_backward_apply(const StateBackwardApplyArgs&, Stream&) {
-  refuse("state_backward_apply");
 }
 
 }  // namespace weft::cuda

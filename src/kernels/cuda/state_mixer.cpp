@@ -1,4 +1,5 @@
-// State mixers have no CUDA kernels in this version: a model that uses them is refused here.
+// State mixers have no CUDA kernels in this version: a model that uses them is refused here. Part
+// of every build, with CUDA and without.
 #include "src/kernels/state_mixer.hpp"
 
 namespace weft::cuda {
