@@ -1,31 +1,9 @@
 #include "src/kernels/pointwise.hpp"
 
+#include "src/kernels/checks.hpp"
 #include "src/kernels/dispatch.hpp"
 
 namespace weft {
-namespace {
-
-double bytes(std::initializer_list<const Tensor*> tensors) {
-  double sum = 0;
-  for (const Tensor* t : tensors) sum += static_cast<double>(t->nbytes());
-  return sum;
-}
-
-void check_same(const Tensor& a, const Tensor& b) {
-  WEFT_CHECK(same_shape(a, b) && a.dtype == b.dtype, a.text(), " and ", b.text());
-}
-
-/// A parameter's gradient is of its type, or adds up in the accumulator type.
-void check_gradient(const Tensor& gradient, DType dtype) {
-  WEFT_CHECK(gradient.dtype == dtype || gradient.dtype == accumulator_of(dtype), gradient.text(),
-             " for ", name(dtype));
-}
-
-void check_contiguous(std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* t : tensors) WEFT_CHECK(t->contiguous(), t->text());
-}
-
-}  // namespace
 
 Cost cost(const RmsNormArgs& a) {
   return {4.0 * a.x.numel(), bytes({&a.x, &a.weight, &a.y, &a.rstd})};

@@ -1,11 +1,15 @@
 // Stands in for the CUDA twins in a build without CUDA. No stream of such a build is on CUDA, so
 // nothing here is reached.
 #include "src/kernels/attention.hpp"
+#include "src/kernels/decay_gates.hpp"
+#include "src/kernels/feature_map.hpp"
+#include "src/kernels/gated_norm.hpp"
 #include "src/kernels/loss.hpp"
 #include "src/kernels/matmul.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
+#include "src/kernels/short_convolution.hpp"
 #include "src/kernels/softmax.hpp"
 #include "src/kernels/state_combine.hpp"
 
@@ -83,6 +87,51 @@ void softmax_backward(const SoftmaxGradArgs&, Stream&) {
 }
 void state_combine(const StateCombineArgs&, Stream&) {
   refuse("state_combine");
+}
+void fixed_decay(const FixedDecayArgs&, Stream&) {
+  refuse("fixed_decay");
+}
+void sigmoid_decay_forward(const SigmoidDecayArgs&, Stream&) {
+  refuse("sigmoid_decay_forward");
+}
+void sigmoid_decay_backward(const SigmoidDecayGradArgs&, Stream&) {
+  refuse("sigmoid_decay_backward");
+}
+void delta_gates_forward(const DeltaGatesArgs&, Stream&) {
+  refuse("delta_gates_forward");
+}
+void delta_gates_backward(const DeltaGatesGradArgs&, Stream&) {
+  refuse("delta_gates_backward");
+}
+void silu_forward(const SiluArgs&, Stream&) {
+  refuse("silu_forward");
+}
+void silu_backward(const SiluGradArgs&, Stream&) {
+  refuse("silu_backward");
+}
+void feature_map_forward(const FeatureMapArgs&, Stream&) {
+  refuse("feature_map_forward");
+}
+void feature_map_backward(const FeatureMapGradArgs&, Stream&) {
+  refuse("feature_map_backward");
+}
+void unit_norm_forward(const UnitNormArgs&, Stream&) {
+  refuse("unit_norm_forward");
+}
+void unit_norm_backward(const UnitNormGradArgs&, Stream&) {
+  refuse("unit_norm_backward");
+}
+void gated_norm_forward(const GatedNormArgs&, Stream&) {
+  refuse("gated_norm_forward");
+}
+void gated_norm_backward(const GatedNormGradArgs&, Stream&) {
+  refuse("gated_norm_backward");
+}
+void short_convolution_forward(const ShortConvolutionArgs&, Stream&) {
+  refuse("short_convolution_forward");
+}
+void short_convolution_backward(const ShortConvolutionGradArgs&, Stream&) {
+  refuse("short_convolution_backward");
 }
 
 }  // namespace weft::cuda

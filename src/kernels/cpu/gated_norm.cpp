@@ -1,0 +1,104 @@
+#include "src/kernels/gated_norm.hpp"
+
+#include <cmath>
+
+#include "src/kernels/cpu/vector_math.hpp"
+
+namespace weft::cpu {
+namespace {
+
+/// f(gate) and its slope.
+template <class T>
+struct GateValue {
+  T value, slope;
+};
+
+template <GateFunction function, class T>
+GateValue<T> value_of(const T* gate, int64_t i) {
+  if constexpr (function == GateFunction::none) return {1, 0};
+  const T sigmoid = 1 / (1 + cpu::exp(-gate[i]));
+  if constexpr (function == GateFunction::sigmoid) return {sigmoid, sigmoid * (1 - sigmoid)};
+  return {gate[i] * sigmoid, sigmoid * (1 + gate[i] * (1 - sigmoid))};
+}
+
+/// Calls f with the function as a constant, so that loops over a row have no branch.
+template <class F>
+void visit_function(GateFunction function, F&& f) {
+  switch (function) {
+    case GateFunction::none:
+      return f(std::integral_constant<GateFunction, GateFunction::none>{});
+    case GateFunction::silu:
+      return f(std::integral_constant<GateFunction, GateFunction::silu>{});
+    case GateFunction::sigmoid:
+      return f(std::integral_constant<GateFunction, GateFunction::sigmoid>{});
+  }
+}
+
+template <class T>
+T* row_of(const Tensor& t, int64_t r) {
+  return t ? t.as<T>() + r * t.dim(1) : nullptr;
+}
+
+template <class T, GateFunction function>
+void forward_rows(const GatedNormArgs& args) {
+  const int64_t width = args.x.dim(1);
+  const T* weight = args.weight.as<T>();
+  for (int64_t r = 0; r < args.x.dim(0); ++r) {
+    const T* x = row_of<T>(args.x, r);
+    const T* gate = row_of<T>(args.gate, r);
+    T* __restrict y = row_of<T>(args.y, r);
+    const T squares = sum_of<T>(width, [&](int64_t c) { return x[c] * x[c]; });
+    const T rstd = 1 / std::sqrt(squares / width + static_cast<T>(args.eps));
+    args.rstd.as<T>()[r] = rstd;
+    for (int64_t c = 0; c < width; ++c) {
+      y[c] = x[c] * rstd * weight[c] * value_of<function>(gate, c).value;
+    }
+  }
+}
+
+template <class T, GateFunction function>
+void backward_rows(const GatedNormGradArgs& args) {
+  const int64_t width = args.x.dim(1);
+  const T* weight = args.weight.as<T>();
+  T* __restrict dweight = args.dweight.as<T>();
+  for (int64_t r = 0; r < args.x.dim(0); ++r) {
+    const T* x = row_of<T>(args.x, r);
+    const T* gate = row_of<T>(args.gate, r);
+    const T* dy = row_of<T>(args.dy, r);
+    T* __restrict dx = row_of<T>(args.dx, r);
+    T* __restrict dgate = row_of<T>(args.dgate, r);
+    T* __restrict y = row_of<T>(args.y, r);
+    const T rstd = args.rstd.as<T>()[r];
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) {
+      const auto [value, slope] = value_of<function>(gate, c);
+      const T unit = x[c] * rstd;
+      y[c] = unit * weight[c] * value;
+      if constexpr (function != GateFunction::none) dgate[c] = dy[c] * unit * weight[c] * slope;
+      dweight[c] += dy[c] * unit * value;
+      dx[c] = dy[c] * weight[c] * value;  // of x rstd, until the row's sum is known
+    }
+    // The norm removes what points along x.
+    const T along = sum_of<T>(width, [&](int64_t c) { return dx[c] * x[c]; });
+    const T shrink = along * rstd * rstd / width;
+    for (int64_t c = 0; c < width; ++c) dx[c] = rstd * (dx[c] - x[c] * shrink);
+  }
+}
+
+}  // namespace
+
+void gated_norm_forward(const GatedNormArgs& args) {
+  visit_float(args.x.dtype, [&](auto zero) {
+    visit_function(args.function,
+                   [&](auto function) { forward_rows<decltype(zero), function.value>(args); });
+  });
+}
+
+void gated_norm_backward(const GatedNormGradArgs& args) {
+  visit_float(args.x.dtype, [&](auto zero) {
+    visit_function(args.function,
+                   [&](auto function) { backward_rows<decltype(zero), function.value>(args); });
+  });
+}
+
+}  // namespace weft::cpu
