@@ -14,7 +14,7 @@ std::unique_ptr<Layer> make_softmax(int layer, const ModelConfig& config,
 
 std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const AttentionStrategy&) {
   return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
-                                            make_halo_attention(), config.window_of(layer));
+                                            make_windowed_attention(), config.window_of(layer));
 }
 
 std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config,

@@ -103,7 +103,7 @@ class Halo : public testing::TestWithParam<int> {
         for (const AttentionShape& shape : kHeads) {
           const AttentionProblem p = problem(c, dtype, shape, {.window = window});
           const StrategyRun run =
-              run_strategy(make_halo_attention, p, c.cuts, /*causal=*/true, window);
+              run_strategy(make_windowed_attention, p, c.cuts, /*causal=*/true, window);
           expect_near(run.result, oracle_attention(p), tolerance, where(c, window));
           EXPECT_TRUE(run.ledgers_agree) << where(c, window);
           ++cells;
@@ -130,7 +130,7 @@ TEST_P(Halo, EqualsTheOracleDeliveredLate) {
 TEST_P(Halo, IsTheSameBitsEveryTime) {
   const Case c{"", cuts_of(GetParam())[1].second, {}};
   const AttentionProblem p = problem(c, DType::f32, kHeads[1], {.window = 7});
-  const auto run = [&] { return run_strategy(make_halo_attention, p, c.cuts, true, 7).result; };
+  const auto run = [&] { return run_strategy(make_windowed_attention, p, c.cuts, true, 7).result; };
   const AttentionResult first = run();
   for (int again = 0; again < 3; ++again) {
     const AttentionResult other = run();
@@ -156,7 +156,7 @@ TEST(HaloBytes, AreThePiecesWhateverTheDocuments) {
     for (const Case& c : grid(ranks)) {
       for (const int64_t window : kWindows) {
         const AttentionProblem p = problem(c, DType::f32, shape, {.window = window});
-        const StrategyRun run = run_strategy(make_halo_attention, p, c.cuts, true, window);
+        const StrategyRun run = run_strategy(make_windowed_attention, p, c.cuts, true, window);
         EXPECT_TRUE(run.ledgers_agree) << where(c, window);
         for (int r = 0; r < ranks; ++r) {
           const int64_t out = per_token * tokens_of(halo_sends(c.cuts, window, r));

@@ -40,7 +40,7 @@ std::vector<Subject> subjects() {
   all.push_back({"lightseq_helping", make_balanced_lightseq_attention, 3, true});
   // With two ranks each computes for queries that see all keys.
   all.push_back({"allgather_swapping", make_allgather_attention, 2, true});
-  all.push_back({"halo", make_halo_attention, 3, true, 7});
+  all.push_back({"halo", make_windowed_attention, 3, true, 7});
   return all;
 }
 

@@ -67,7 +67,7 @@ std::span<const StateScanKind> state_scans();
 const StateScanKind& state_scan(std::string_view name);
 
 /// What layers of sliding windows always take, whatever sequence.attention says.
-std::unique_ptr<AttentionParallel> make_halo_attention();
+std::unique_ptr<AttentionParallel> make_windowed_attention();
 
 // Makers, one a file.
 std::unique_ptr<AttentionParallel> make_allgather_attention();
