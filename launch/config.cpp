@@ -134,7 +134,8 @@ class Loader {
             "at most optimizer.lr = ", c.optimizer.lr, ", got ", c.optimizer.min_lr);
     require(c.optimizer.warmup_steps <= c.train.steps, "optimizer.warmup_steps",
             "at most train.steps = ", c.train.steps, ", got ", c.optimizer.warmup_steps);
-    validate_attention();
+    validate_strategies("sequence.attention", c.sequence.attention, "*", "a softmax layer");
+    validate_strategies("sequence.state", c.sequence.state, "LG", "an L or G layer");
     validate_objective();
     validate_projection();
   }
@@ -159,16 +160,13 @@ class Loader {
             "next_token for a causal model (model.causal: true), got masked");
   }
 
-  void validate_attention() const {
-    const Config& c = loaded_.config;
-    const std::ptrdiff_t names = std::ssize(c.sequence.attention);
-    if (names == 1) return;
-    int64_t softmax_layers = 0;
-    for (int64_t layer = 0; layer < c.model.num_hidden_layers; ++layer) {
-      softmax_layers += c.model.mixer_of(layer) == '*';
-    }
-    require(names == softmax_layers, "sequence.attention", "one name, or ", softmax_layers,
-            ": one a softmax layer, got ", names);
+  /// One name, or one for each layer of the letters.
+  void validate_strategies(const std::string& key, const std::vector<std::string>& names,
+                           std::string_view letters, const char* layer) const {
+    const ModelConfig& model = loaded_.config.model;
+    const int64_t layers = model.mixers(letters, model.num_hidden_layers);
+    require(names.size() == 1 || std::ssize(names) == layers, key, "one name, or ", layers,
+            ": one ", layer, ", got ", names.size());
   }
 
   void validate_model() const {

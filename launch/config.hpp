@@ -16,6 +16,10 @@ namespace weft {
 struct SequenceConfig {
   /// A strategy's name, or auto: one for all softmax layers, or one a softmax layer.
   std::vector<std::string> attention{"ring"};
+  /// A scan's name, or auto: one for all layers with a state, or one a layer.
+  std::vector<std::string> state{"zeco"};
+  int64_t zeco_blocks = 0;  // 0: auto
+  int64_t group = 0;        // ranks of a group of two_level; 0: auto
 };
 
 /// What a token's label is: the token after it, or the token that a mask hides.

@@ -13,13 +13,8 @@ using yaml::Value;
 // Building one of these deletes its row.
 const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
-      {"model.linear", {}, "", "there are no linear mixers yet"},
-      {"model.layer_pattern", {"L", "G"}, "", "layers are softmax attention: *, W and P"},
       {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
-      {"sequence.state", {}, "", "there are no linear mixers yet"},
-      {"sequence.zeco_blocks", {}, "", "there are no linear mixers yet"},
-      {"sequence.group", {}, "", "there are no linear mixers yet"},
       {"train.precision", {"bf16"}, "", "there are f32 and f64"},
       {"train.device", {"cuda"}, "", "there is the CPU"},
       {"train.comm", {"nccl"}, "", "there are mpi and threads"},
@@ -128,10 +123,8 @@ const NotBuilt* find_not_built(std::string_view key) {
 bool refuses(const NotBuilt& row, const Value& value) {
   if (row.values.empty()) return row.allowed.empty() || value.text != row.allowed;
   const auto is_refused = [&](const Value& scalar) {
-    return std::any_of(row.values.begin(), row.values.end(), [&](std::string_view refused) {
-      return row.key == "model.layer_pattern" ? scalar.text.find(refused) != std::string::npos
-                                              : scalar.text == refused;
-    });
+    return std::any_of(row.values.begin(), row.values.end(),
+                       [&](std::string_view refused) { return scalar.text == refused; });
   };
   return is_refused(value) || std::any_of(value.items.begin(), value.items.end(), is_refused);
 }
@@ -150,8 +143,11 @@ std::string_view find_alias(std::string_view key) {
 }
 
 bool is_from_hf(std::string_view key) {
-  return key.starts_with("model.") && key != "model.from_hf" && key != "model.layer_pattern" &&
-         key != "model.window" && key != "model.projected_keys" && key != "model.causal";
+  constexpr std::string_view kOurs[] = {"model.from_hf", "model.layer_pattern", "model.window",
+                                        "model.projected_keys", "model.causal"};
+  return key.starts_with("model.") && !key.starts_with("model.linear.") &&
+         !key.starts_with("model.delta.") &&
+         std::find(std::begin(kOurs), std::end(kOurs), key) == std::end(kOurs);
 }
 
 std::string nearest(std::string_view misspelt, std::span<const std::string> words) {

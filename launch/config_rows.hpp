@@ -67,6 +67,19 @@ inline std::string integer_type(int64_t least, int64_t most) {
 /// The shortest decimal that reads back as the same number.
 std::string number_text(double number);
 
+inline constexpr int64_t kMany = 1'000'000'000;  // products of three sizes stay inside int64
+
+/// The rows of the section model.
+std::vector<Field> model_fields();
+
+/// The getter of a section's member.
+template <class Section, class Member>
+auto in(Section Config::*section, Member Section::*member) {
+  return [=](auto& config) -> auto& {
+    return config.*section.*member;
+  };
+}
+
 // ---- Rows. `get` takes a Config or a const Config and gives the member.
 
 template <class Get>
@@ -143,6 +156,22 @@ Field choice(std::string key, Get get, std::vector<std::pair<std::string, T>> wo
                                     [&](const auto& w) { return w.second == get(config); })
                     ->first;
               }};
+}
+
+/// A field that may be left out: `get` gives a std::optional, `make` the field of its value.
+template <class Get, class Make>
+Field optional(Get get, Make make) {
+  Field field = make([=](auto& config) -> auto& {
+    auto& member = get(config);
+    if constexpr (!std::is_const_v<std::remove_reference_t<decltype(config)>>) {
+      if (!member) member.emplace();
+    }
+    return *member;
+  });
+  field.write = [=, write = std::move(field.write)](const Config& config) {
+    return get(config) ? write(config) : "";
+  };
+  return field;
 }
 
 template <class Get>

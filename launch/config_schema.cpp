@@ -13,7 +13,9 @@ namespace {
 
 using rows::choice;
 using rows::flag;
+using rows::in;
 using rows::integer;
+using rows::kMany;
 using rows::kNotNegative;
 using rows::kPositive;
 using rows::kPositiveShare;
@@ -25,17 +27,7 @@ using rows::to_number;
 using yaml::Value;
 using Kind = Value::Kind;
 
-constexpr int64_t kMany = 1'000'000'000;  // products of three sizes stay inside int64
-constexpr int64_t kMostRanks = 65'535;    // and of four axes inside uint64
-constexpr int64_t kMostLayers = 100'000;
-
-/// The getter of a section's member.
-template <class Section, class Member>
-auto in(Section Config::*section, Member Section::*member) {
-  return [=](auto& config) -> auto& {
-    return config.*section.*member;
-  };
-}
+constexpr int64_t kMostRanks = 65'535;  // and of four axes inside uint64
 
 Field axis(Axis which, std::string doc) {
   return integer(
@@ -89,81 +81,55 @@ Field mesh_order() {
           .write = write};
 }
 
-/// What sequence.attention may say.
-const std::vector<std::string>& attention_names() {
-  static const std::vector<std::string> names = [] {
-    std::vector<std::string> all;
-    for (const AttentionStrategy& strategy : attention_strategies()) all.push_back(strategy.name);
-    all.push_back("auto");
-    return all;
-  }();
+/// Names of a table of strategies, with auto.
+template <class Row>
+std::vector<std::string> names_of(std::span<const Row> table) {
+  std::vector<std::string> names;
+  for (const Row& row : table) names.push_back(row.name);
+  names.push_back("auto");
   return names;
 }
 
-Field attention() {
-  const auto read = [](Config& config, const Value& value) {
+/// Names of strategies, one for all layers of a sort or one a layer.
+Field strategies(const char* key, std::vector<std::string> SequenceConfig::*member,
+                 std::vector<std::string> known, std::string doc) {
+  const auto read = [=](Config& config, const Value& value) {
     const std::vector<Value> items = value.kind == Kind::list ? value.items : std::vector{value};
     std::vector<std::string> names;
     for (const Value& item : items) {
-      if (std::count(attention_names().begin(), attention_names().end(), item.text) == 0)
-        return false;
+      if (std::count(known.begin(), known.end(), item.text) == 0) return false;
       names.push_back(item.text);
     }
     if (names.empty()) return false;
-    config.sequence.attention = std::move(names);
+    config.sequence.*member = std::move(names);
     return true;
   };
-  const auto write = [](const Config& config) {
-    const auto& names = config.sequence.attention;
+  const auto write = [=](const Config& config) {
+    const auto& names = config.sequence.*member;
     return names.size() == 1 ? names[0] : fmt::format("[{}]", fmt::join(names, ", "));
   };
-  return {.key = "sequence.attention",
-          .type = fmt::format("{}, or a list of them", fmt::join(attention_names(), ", ")),
-          .doc =
-              "how softmax attention crosses ranks: one name, or one a softmax layer; auto = the "
-              "fewest bytes, then the fewest calls",
-          .choices = attention_names(),
+  return {.key = key,
+          .type = fmt::format("{}, or a list of them", fmt::join(known, ", ")),
+          .doc = std::move(doc),
+          .choices = known,
           .read = read,
           .write = write};
 }
 
-/// The windows, which only a pattern with a W has.
-Field window() {
-  const auto read = [](Config& config, const Value& value) {
-    const std::vector<Value> items = value.kind == Kind::list ? value.items : std::vector{value};
-    std::vector<int64_t> windows;
-    for (const Value& item : items) {
-      const auto window = rows::to_integer(item);
-      if (!window || *window < 1 || *window > kMany) return false;
-      windows.push_back(*window);
-    }
-    if (windows.empty()) return false;
-    config.model.window = std::move(windows);
+/// An integer >= 1, or auto, which is kept as 0.
+Field integer_or_auto(const char* key, int64_t SequenceConfig::*member, int64_t most,
+                      std::string doc) {
+  Field field = integer(key, in(&Config::sequence, member), 1, most, std::move(doc));
+  field.type += " or auto";
+  field.choices = {"auto"};
+  field.read = [=, read = std::move(field.read)](Config& config, const Value& value) {
+    if (value.kind != Kind::scalar || value.text != "auto") return read(config, value);
+    config.sequence.*member = 0;
     return true;
   };
-  const auto write = [](const Config& config) -> std::string {
-    const auto& windows = config.model.window;
-    if (windows.empty()) return "";
-    return windows.size() == 1 ? std::to_string(windows[0])
-                               : fmt::format("[{}]", fmt::join(windows, ", "));
-  };
-  return {.key = "model.window",
-          .type = rows::integer_type(1, kMany) + ", or a list of them",
-          .doc =
-              "keys that a query of a W layer sees, its own included: one number, or one a W "
-              "layer; needed with a W",
-          .choices = {},
-          .read = read,
-          .write = write};
-}
-
-/// The rows of the projections, which only a pattern with a P has.
-Field projected_keys() {
-  Field field =
-      integer("model.projected_keys", in(&Config::model, &ModelConfig::projected_keys), 1, kMany,
-              "rows that keys and values of a P layer are projected to; needed with a P");
-  field.write = [write = std::move(field.write)](const Config& config) {
-    return config.model.projected_keys == 0 ? "" : write(config);
+  field.write = [=](const Config& config) {
+    const int64_t size = config.sequence.*member;
+    return size == 0 ? "auto" : std::to_string(size);
   };
   return field;
 }
@@ -201,92 +167,7 @@ Field betas() {
           .write = write};
 }
 
-/// A key of model.rope_scaling: any of them turns the scaling on, the others at their defaults.
-Field scaling(const std::string& name, double Llama3Scaling::*member, std::string doc) {
-  const auto read = [=](Config& config, const Value& value) {
-    const auto x = to_number(value);
-    if (!x || *x <= 0) return false;
-    auto& llama3 = config.model.rope.llama3;
-    if (!llama3) llama3.emplace();
-    (*llama3).*member = *x;
-    return true;
-  };
-  const auto write = [=](const Config& config) {
-    const auto& llama3 = config.model.rope.llama3;
-    return llama3 ? number_text((*llama3).*member) : "";
-  };
-  return {.key = "model.rope_scaling." + name,
-          .type = kPositive.type,
-          .doc = std::move(doc),
-          .choices = {},
-          .read = read,
-          .write = write};
-}
-
-Field scaling_type() {
-  const auto read = [](Config& config, const Value& value) {
-    if (value.text != "llama3") return false;
-    auto& llama3 = config.model.rope.llama3;
-    if (!llama3) llama3.emplace();
-    return true;
-  };
-  const auto write = [](const Config& config) { return config.model.rope.llama3 ? "llama3" : ""; };
-  return {.key = "model.rope_scaling.rope_type",
-          .type = "llama3",
-          .doc = "slow rotary frequencies are divided; leave the section out for none",
-          .choices = {"llama3"},
-          .read = read,
-          .write = write};
-}
-
 // ---- The table
-
-std::vector<Field> model_fields() {
-  using M = ModelConfig;
-  const auto model = [](auto member) { return in(&Config::model, member); };
-  const auto from_hf = [](auto& c) -> auto& {
-    return c.from_hf;
-  };
-  const auto theta = [](auto& c) -> auto& {
-    return c.model.rope.theta;
-  };
-  using L = Llama3Scaling;
-  return {
-      line("model.from_hf", from_hf, "a folder",
-           "Hugging Face folder: config.json gives the keys below, and training starts from its "
-           "weights"),
-      integer("model.vocab_size", model(&M::vocab_size), 2, kMany, "token ids are below this"),
-      integer("model.hidden_size", model(&M::hidden_size), 1, kMany,
-              "width of the residual stream"),
-      integer("model.num_hidden_layers", model(&M::num_hidden_layers), 1, kMostLayers, "layers"),
-      integer("model.num_attention_heads", model(&M::num_attention_heads), 1, kMany, "query heads"),
-      integer("model.num_key_value_heads", model(&M::num_key_value_heads), 1, kMany,
-              "key and value heads; divides the query heads"),
-      integer("model.head_dim", model(&M::head_dim), 2, kMany, "width of a head; even"),
-      integer("model.intermediate_size", model(&M::intermediate_size), 1, kMany,
-              "inner width of the MLP"),
-      number("model.rms_norm_eps", model(&M::rms_norm_eps), kPositive,
-             "added to the mean square in RMSNorm"),
-      number("model.rope_theta", theta, kPositive, "base of the rotary frequencies"),
-      scaling_type(),
-      scaling("factor", &L::factor, "divisor of the slow frequencies"),
-      scaling("low_freq_factor", &L::low_freq_factor,
-              "turns within the original context below which a frequency is slow"),
-      scaling("high_freq_factor", &L::high_freq_factor, "turns above which a frequency stays"),
-      scaling("original_max_position_embeddings", &L::original_max_position_embeddings,
-              "the original context in tokens"),
-      flag("model.tie_word_embeddings", model(&M::tie_word_embeddings),
-           "the output matrix is the embedding table"),
-      flag("model.causal", model(&M::causal), "a token sees those before it, not those after"),
-      line("model.layer_pattern", model(&M::layer_pattern), "a pattern of letters",
-           "one letter a layer, repeated: * softmax attention, W the same in a sliding window, P "
-           "the same over projected keys"),
-      window(),
-      projected_keys(),
-      number("model.embedding_std", model(&M::embedding_std), kNotNegative,
-             "initial standard deviation of the embedding table"),
-  };
-}
 
 std::vector<Field> layout_fields() {
   const auto data = [](auto member) { return in(&Config::data, member); };
@@ -296,7 +177,17 @@ std::vector<Field> layout_fields() {
       axis(Axis::sequence, "ranks that share a sequence"),
       axis(Axis::tensor, "ranks along the tensor axis"),
       mesh_order(),
-      attention(),
+      strategies("sequence.attention", &SequenceConfig::attention, names_of(attention_strategies()),
+                 "how softmax attention crosses ranks: one name, or one a softmax layer; auto = "
+                 "the fewest bytes, then the fewest calls"),
+      strategies("sequence.state", &SequenceConfig::state, names_of(state_scans()),
+                 "how the state of L and G layers crosses ranks: one name, or one a layer; auto = "
+                 "zeco, the fewest bytes in the shortest chain"),
+      integer_or_auto("sequence.zeco_blocks", &SequenceConfig::zeco_blocks, kMany,
+                      "blocks that zeco cuts a state into; auto = as many as make the shortest "
+                      "chain"),
+      integer_or_auto("sequence.group", &SequenceConfig::group, kMostRanks,
+                      "ranks of a group of two_level; auto = about the root of the ranks"),
       line("data.path", data(&DataConfig::path), "a token file or synthetic",
            "token file, or synthetic for counter-based tokens; required"),
       integer("data.seq_length", data(&DataConfig::seq_length), 1, kMany, "tokens of a sample"),
@@ -405,7 +296,7 @@ std::string rows::number_text(double number) {
 std::span<const Field> fields() {
   static const std::vector<Field> all = [] {
     std::vector<Field> rows;
-    for (auto part : {model_fields(), layout_fields(), train_fields(), optimizer_fields()}) {
+    for (auto part : {rows::model_fields(), layout_fields(), train_fields(), optimizer_fields()}) {
       std::move(part.begin(), part.end(), std::back_inserter(rows));
     }
     return rows;

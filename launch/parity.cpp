@@ -3,20 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/kernels/naive/projected_attention.hpp"
+#include "launch/mixer_oracle.hpp"
 
 namespace weft {
 namespace {
 
 using Entry = Recording::Entry;
 
-double rms(const std::vector<double>& v) {
-  double squares = 0;
-  for (const double x : v) squares += x * x;
-  return v.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(v.size()));
-}
-
-double rms(const std::vector<Entry>& entries) {
+double rms_of_all(const std::vector<Entry>& entries) {
   double squares = 0, count = 0;
   for (const Entry& entry : entries) {
     for (const double x : entry.values) squares += x * x;
@@ -121,81 +115,19 @@ class Comparison {
   ParityReport& report_;
 };
 
-/// The keys that every token of every sample of step 0 sees, from the documents alone.
-void visible_keys(const Config& config, const SampleSource& source, int64_t layer,
-                  naive::AttentionInputs& in) {
-  const int64_t N = config.data.seq_length;
-  const bool windowed = config.model.mixer_of(layer) == 'W';
-  for (int64_t i = 0; i < config.train.global_batch_size; ++i) {
-    const SegmentMap map = source.segments(sample_at(config.train.seed, i, source.samples()));
-    for (int64_t t = 0; t < N; ++t) {
-      int64_t begin = map.document_begin(t);
-      if (windowed) begin = std::max(begin, t - config.model.window_of(layer) + 1);
-      in.key_begin.push_back(begin);
-      in.key_end.push_back(config.model.causal ? t + 1 : map.document_end(t));
-    }
-  }
-}
-
-const std::vector<double>& recorded(const std::vector<Entry>& entries, const std::string& name) {
-  const Entry* entry = Recording::find(entries, name);
-  WEFT_CHECK(entry, name, " was not recorded");
-  return entry->values;
-}
-
 /// The mixer of one layer, from the q, k, v and dout that the run itself had.
 void compare_with_oracle(const Config& config, const SampleSource& source, int64_t layer,
                          const Recording& run, Comparison& comparison, ParityReport& report) {
-  const std::string prefix = concat("layers.", layer, ".");
-  const auto values = [&](const char* name) -> const std::vector<double>& {
-    return recorded(run.activations, prefix + name);
-  };
-  const auto compare = [&](const std::string& name, const std::vector<double>& got,
-                           const std::vector<double>& reference, double floor) {
-    comparison.add(name + " against the oracle", error_of(got, reference, floor),
+  for (const OracleValue& value : mixer_oracle(config, source, layer, run)) {
+    comparison.add(value.name + " against the oracle",
+                   error_of(*value.recorded, value.expected, value.floor),
                    &ParityReport::Row::oracle, report.oracle);
-  };
-  const ModelConfig& model = config.model;
-  naive::AttentionInputs in{.batch = config.train.global_batch_size,
-                            .queries = config.data.seq_length,
-                            .keys = config.data.seq_length,
-                            .heads = model.num_attention_heads,
-                            .kv_heads = model.num_key_value_heads,
-                            .width = model.head_dim,
-                            .scale = 1.0 / std::sqrt(static_cast<double>(model.head_dim)),
-                            .q = values("q"),
-                            .k = values("k"),
-                            .v = values("v"),
-                            .dout = values("dout"),
-                            .key_begin = {},
-                            .key_end = {}};
-  naive::AttentionResult expected;
-  if (model.mixer_of(layer) == 'P') {
-    const std::string e = concat("model.", prefix, "self_attn.k_projection.weight");
-    const std::string f = concat("model.", prefix, "self_attn.v_projection.weight");
-    naive::ProjectedResult projected =
-        naive::projected_attention({.attention = std::move(in),
-                                    .rows = model.projected_keys,
-                                    .e = recorded(run.parameters.front(), e),
-                                    .f = recorded(run.parameters.front(), f)});
-    const double floor = 1e-6 * std::max(rms(projected.de), rms(projected.df));
-    compare(e, recorded(run.gradients.front(), e), projected.de, floor);
-    compare(f, recorded(run.gradients.front(), f), projected.df, floor);
-    expected = std::move(projected.attention);
-  } else {
-    visible_keys(config, source, layer, in);
-    expected = naive::attention(in);
   }
-  const double floor = 1e-6 * std::max({rms(expected.dq), rms(expected.dk), rms(expected.dv)});
-  compare(prefix + "out", values("out"), expected.out, floor);
-  compare(prefix + "dq", values("dq"), expected.dq, floor);
-  compare(prefix + "dk", values("dk"), expected.dk, floor);
-  compare(prefix + "dv", values("dv"), expected.dv, floor);
 }
 
 void compare_activations(const std::vector<Entry>& reference, const std::vector<Entry>& run,
                          bool backward, Comparison& comparison, ParityReport& report) {
-  const double floor = 1e-6 * rms(reference);
+  const double floor = 1e-6 * rms_of_all(reference);
   for (const Entry& entry : reference) {
     if (is_backward(entry.name) != backward) continue;
     const Entry* got = Recording::find(run, entry.name);
@@ -207,7 +139,7 @@ void compare_activations(const std::vector<Entry>& reference, const std::vector<
 
 void compare_gradients(const std::vector<Entry>& reference, const std::vector<Entry>& run,
                        Comparison& comparison, ParityReport& report) {
-  const double floor = 1e-6 * rms(reference);
+  const double floor = 1e-6 * rms_of_all(reference);
   for (size_t i = 0; i < reference.size(); ++i) {
     comparison.add(reference[i].name, error_of(run[i].values, reference[i].values, floor),
                    &ParityReport::Row::gradient, report.grad);
@@ -217,7 +149,7 @@ void compare_gradients(const std::vector<Entry>& reference, const std::vector<En
 void compare_updates(const Config& config, const Recording& reference, const Recording& run,
                      size_t step, Comparison& comparison, ParityReport& report) {
   const std::vector<Entry> expected = updates_of(reference, step), got = updates_of(run, step);
-  const double floor = 1e-6 * rms(expected);
+  const double floor = 1e-6 * rms_of_all(expected);
   for (size_t i = 0; i < expected.size(); ++i) {
     const std::vector<double>& wanted = expected[i].values;
     report.param_stored = std::max(report.param_stored, error_of(got[i].values, wanted, floor));

@@ -60,9 +60,11 @@ class ActivationRecorder {
   /// value: the next rows [rows, width] of this micro-batch; slices of tokens come one by one.
   void place(const std::string& name, const Tensor& value) {
     const Batch& batch = (*batches_)[micro_batch_];
-    const int64_t T = batch.end - batch.begin,
-                  rows = value.ndim == 4 ? value.dim(0) * value.dim(1) : value.dim(0);
-    const int64_t width = value.ndim == 4 ? value.dim(2) * value.dim(3) : value.dim(1);
+    const int64_t T = batch.end - batch.begin;
+    // [rows, width], or [B, T, ...]
+    const int64_t rows = value.ndim > 2 ? value.dim(0) * value.dim(1) : value.dim(0);
+    int64_t width = 1;
+    for (int d = value.ndim > 2 ? 2 : 1; d < value.ndim; ++d) width *= value.dim(d);
     std::vector<double>& whole = entry(name, width);
     const std::vector<double> part = to_doubles(value);
     int64_t& seen = rows_seen_[name];
@@ -106,7 +108,7 @@ class RecordedRank {
       : config_(config),
         hooks_(hooks),
         plan_(plan_step(config, world.rank()).memory),
-        trainer_(config, world, plan_, hooks.attention),
+        trainer_(config, world, plan_, hooks.stand_ins),
         all_(world.everyone("recording")),
         samples_(Cuts::even(config.train.global_batch_size, trainer_.mesh().size(Axis::data))),
         loader_(make_batch_loader(config, source, coordinate_of(config.mesh, world.rank()))),
@@ -133,7 +135,8 @@ class RecordedRank {
     });
     if (step == 0) recording_.parameters.push_back(parameter_entries(trainer_.parameters(), false));
     const StepReport report = trainer_.step(step, batches, loader_.global_labels(step));
-    if (!hooks_.attention) plan_.check(step, trainer_.peaks());  // a stand-in plans for itself
+    const bool planned = !hooks_.stand_ins.attention && !hooks_.stand_ins.scan;
+    if (planned) plan_.check(step, trainer_.peaks());  // a stand-in plans for itself
     recording_.losses.push_back(report.loss);
     recording_.parameters.push_back(parameter_entries(trainer_.parameters(), false));
     check_replicas(step, recording_.parameters.back());

@@ -34,7 +34,7 @@ struct RecordingHooks {
   std::function<void(std::vector<Batch>&)> batches;
   Probe probe;  // sees tensors first, and may write to them
   std::function<void(Trainer&)> gradients;
-  const AttentionStrategy* attention = nullptr;
+  StandIns stand_ins = {};
 };
 
 /// Trains `steps` steps of `config` from its initial values; collective over the world. Every rank

@@ -6,6 +6,7 @@
 
 #include "launch/json_file.hpp"
 #include "models/mixers.hpp"
+#include "models/state_family.hpp"
 #include "parallel/sequence/strategies.hpp"
 
 namespace weft {
@@ -18,7 +19,7 @@ int print_tables(const std::string& json_path) {
     std::printf("  %-10s %s\n", strategy.name, strategy.summary);
     json["attention"].push_back({{"name", strategy.name}, {"summary", strategy.summary}});
   }
-  std::printf("state scans (for linear mixers, of which this version has none)\n");
+  std::printf("state scans (sequence.state)\n");
   for (const StateScanKind& scan : state_scans()) {
     std::printf("  %-10s %s\n", scan.name, scan.summary);
     json["state"].push_back({{"name", scan.name}, {"summary", scan.summary}});
@@ -27,6 +28,11 @@ int print_tables(const std::string& json_path) {
   for (const MixerKind& kind : mixer_kinds()) {
     std::printf("  %-10c %s\n", kind.letter, kind.summary);
     json["mixers"].push_back({{"letter", std::string(1, kind.letter)}, {"summary", kind.summary}});
+  }
+  std::printf("families of linear attention (model.linear.family)\n");
+  for (const StateFamily* family : linear_families()) {
+    std::printf("  %-10s %s\n", family->name, family->summary);
+    json["linear"].push_back({{"name", family->name}, {"summary", family->summary}});
   }
   if (!json_path.empty()) write_json(json_path, json);
   return static_cast<int>(ExitCode::done);

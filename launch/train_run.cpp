@@ -17,6 +17,14 @@
 namespace weft {
 namespace {
 
+/// "ring, lightseq"
+template <class Row>
+std::string names_of(const std::vector<const Row*>& rows) {
+  std::string names;
+  for (const Row* row : rows) names += concat(names.empty() ? "" : ", ", row->name);
+  return names;
+}
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
@@ -153,11 +161,16 @@ void TrainRun::describe(const Trainer& trainer) const {
                    plan_.memory.state >> 10, ", frames ", plan_.memory.frames >> 10, ", scratch ",
                    plan_.memory.scratch >> 10, "); matrix products: ", matmul_rate_ / 1e9,
                    " GFLOP/s over all ranks"));
-  std::string attention;
-  for (const AttentionStrategy* strategy : named_strategies(config_)) {
-    attention += concat(attention.empty() ? "" : ", ", strategy->name);
+  const SequenceStrategies strategies = named_strategies(config_);
+  const auto has = [&](std::string_view letters) {
+    return config_.model.mixers(letters, config_.model.num_hidden_layers) > 0;
+  };
+  std::string names;
+  if (has("*")) names = concat("attention by ", names_of(strategies.attention));
+  if (has("LG")) {
+    names += concat(names.empty() ? "" : ", ", "states by ", names_of(strategies.scans));
   }
-  log::info(concat("weft: attention along the sequence axis: ", attention));
+  if (!names.empty()) log::info(concat("weft: along the sequence axis: ", names));
   log::info(concat("weft: writing to ", folder_));
 }
 

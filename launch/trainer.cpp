@@ -24,6 +24,13 @@ std::unique_ptr<Stream> make_compute_stream(Device device, std::map<std::string,
   return make_meta_stream([&kernels](const KernelCall& call) { kernels[call.name] += call.cost; });
 }
 
+SequenceStrategies strategies_of(const Config& config, const StandIns& stand_ins) {
+  SequenceStrategies strategies = named_strategies(config);
+  if (stand_ins.attention) strategies.attention = {stand_ins.attention};
+  if (stand_ins.scan) strategies.scans = {stand_ins.scan};
+  return strategies;
+}
+
 }  // namespace
 
 void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
@@ -41,7 +48,7 @@ double StepPlan::flops() const {
 }
 
 Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
-                 const AttentionStrategy* attention)
+                 const StandIns& stand_ins)
     : config_(config),
       compute_(make_compute_stream(world.device(), kernels_)),
       state_("state", world.device(), memory.state),
@@ -49,8 +56,7 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       scratch_("scratch", world.device(), memory.scratch),
       mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
-      model_(config.model, attention ? std::vector{attention} : named_strategies(config),
-             config.train.loss_slice),
+      model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice),
       store_(model_.parameters(), config.train.precision, state_),
       optimizer_(adamw_config(config.optimizer), store_, mesh_.replicas().rank(),
                  mesh_.replicas().size(), state_),
@@ -154,14 +160,20 @@ AttentionSetting attention_setting(const Config& config, int ranks) {
           .forwards = config.train.recompute == Recompute::layer ? 2 : 1};
 }
 
-std::vector<const AttentionStrategy*> named_strategies(const Config& config) {
+SequenceStrategies named_strategies(const Config& config) {
   const AttentionStrategy* cheapest = nullptr;  // sought once, and where a layer asks for it
-  std::vector<const AttentionStrategy*> strategies;
+  SequenceStrategies strategies{.attention = {},
+                                .scans = {},
+                                .scan_options = {.zeco_blocks = config.sequence.zeco_blocks,
+                                                 .group = static_cast<int>(config.sequence.group)}};
   for (const std::string& name : config.sequence.attention) {
     if (name == "auto" && cheapest == nullptr) {
       cheapest = &cheapest_strategy(attention_setting(config, config.mesh.along(Axis::sequence)));
     }
-    strategies.push_back(name == "auto" ? cheapest : &attention_strategy(name));
+    strategies.attention.push_back(name == "auto" ? cheapest : &attention_strategy(name));
+  }
+  for (const std::string& name : config.sequence.state) {
+    strategies.scans.push_back(&state_scan(name == "auto" ? "zeco" : name));
   }
   return strategies;
 }

@@ -41,13 +41,18 @@ struct StepReport {
   double grad_norm = 0;  // before clipping
 };
 
+/// What takes the place of the strategies that a config names, where it is given.
+struct StandIns {
+  const AttentionStrategy* attention = nullptr;
+  const StateScanKind* scan = nullptr;
+};
+
 class Trainer {
  public:
   /// Collective over the world. The arenas get the bytes of `memory`; on the meta device (a
-  /// recording world) they measure instead. `attention`, where given, stands in for the strategies
-  /// that the config names.
+  /// recording world) they measure instead.
   Trainer(const Config& config, World& world, const MemoryPlan& memory,
-          const AttentionStrategy* attention = nullptr);
+          const StandIns& stand_ins = {});
 
   /// One optimizer step over this rank's micro-batches. `step` counts from 0; `global_labels` is
   /// the number of labelled tokens of the global batch. When the gradient is not finite the
@@ -96,8 +101,9 @@ class Trainer {
 /// One layer's attention of a micro-batch of the config over `ranks` even shards.
 AttentionSetting attention_setting(const Config& config, int ranks);
 
-/// The strategies of sequence.attention; for auto the one that cheapest_strategy names.
-std::vector<const AttentionStrategy*> named_strategies(const Config& config);
+/// The strategies of sequence.attention and sequence.state. For auto the one that cheapest_strategy
+/// names, and zeco: a chain sends one state a rank, as little as can be, and this is the shortest.
+SequenceStrategies named_strategies(const Config& config);
 
 /// Runs one step of `rank` on the meta device.
 StepPlan plan_step(const Config& config, int rank);

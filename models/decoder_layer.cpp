@@ -6,7 +6,7 @@
 
 namespace weft {
 
-DecoderLayer::DecoderLayer(int layer, const ModelConfig& config, const AttentionStrategy& strategy)
+DecoderLayer::DecoderLayer(int layer, const ModelConfig& config, const LayerStrategy& strategy)
     : layer_(layer),
       mixer_norm_(layer_prefix(layer) + "input_layernorm.weight", config.hidden_size,
                   config.rms_norm_eps),

@@ -10,7 +10,7 @@ namespace weft {
 ///   mid = x + mixer(norm x);  y = mid + mlp(norm mid).
 class DecoderLayer {
  public:
-  DecoderLayer(int layer, const ModelConfig& config, const AttentionStrategy& strategy);
+  DecoderLayer(int layer, const ModelConfig& config, const LayerStrategy& strategy);
 
   /// x: [R, C], the frame's "stream" until backward. Returns y, pushed as the next "stream".
   Tensor forward(const Tensor& x, Frame& frame, StepContext& ctx);

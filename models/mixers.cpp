@@ -2,24 +2,33 @@
 
 #include "models/projected_attention.hpp"
 #include "models/softmax_attention.hpp"
+#include "models/state_mixer.hpp"
 
 namespace weft {
 namespace {
 
 std::unique_ptr<Layer> make_softmax(int layer, const ModelConfig& config,
-                                    const AttentionStrategy& strategy) {
+                                    const LayerStrategy& strategy) {
   return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
-                                            strategy.make());
+                                            strategy.attention->make());
 }
 
-std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const AttentionStrategy&) {
+std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const LayerStrategy&) {
   return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
                                             make_windowed_attention(), config.window_of(layer));
 }
 
-std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config,
-                                      const AttentionStrategy&) {
+std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config, const LayerStrategy&) {
   return std::make_unique<ProjectedAttention>(layer_prefix(layer) + "self_attn.", layer, config);
+}
+
+/// Of the letter.
+template <char letter>
+std::unique_ptr<Layer> make_state_mixer(int layer, const ModelConfig& config,
+                                        const LayerStrategy& strategy) {
+  return std::make_unique<StateMixer>(layer_prefix(layer) + "linear_attn.", layer, config,
+                                      state_layout(config, letter),
+                                      strategy.scan->make(strategy.scan_options));
 }
 
 constexpr MixerKind kMixers[] = {
@@ -28,6 +37,10 @@ constexpr MixerKind kMixers[] = {
      make_window},
     {'P', "the same over model.projected_keys learned mixtures of all keys, summed over the ranks",
      make_projected},
+    {'L', "linear attention of model.linear.family: a state a head in place of all keys and values",
+     make_state_mixer<'L'>},
+    {'G', "the gated delta rule: a state that forgets what a key reads before it writes",
+     make_state_mixer<'G'>},
 };
 
 }  // namespace

@@ -11,12 +11,18 @@
 
 namespace weft {
 
+/// How one layer crosses the sequence axis. A mixer takes what it needs.
+struct LayerStrategy {
+  const AttentionStrategy* attention;
+  const StateScanKind* scan;
+  StateScanOptions scan_options;
+};
+
 struct MixerKind {
   char letter;
   const char* summary;  // one line for `weft strategies`
-  /// `strategy` is that of the layer on the sequence axis.
   std::unique_ptr<Layer> (*make)(int layer, const ModelConfig& config,
-                                 const AttentionStrategy& strategy);
+                                 const LayerStrategy& strategy);
 };
 
 std::span<const MixerKind> mixer_kinds();

@@ -2,27 +2,33 @@
 
 #include <algorithm>
 
+#include "models/state_family.hpp"
+
 namespace weft {
 namespace {
 
-/// The slots that begin() pushes, in order; backward pops them in reverse.
-constexpr const char* kInputs[] = {"tokens",  "labels", "positions", "key begin",
-                                   "key end", "cos",    "sin"};
-/// And after them, where the pattern has a W: [windows, B, T], for each window of the model where
-/// the keys that a query sees begin. They end as "key end" says.
+/// Where the keys that a query sees begin in each window of the model, [windows, B, T]. They end as
+/// "key end" says.
 constexpr const char* kWindow = "window begin";
-/// And where a strategy needs them, of all tokens of the sequences.
+/// What all tokens of the sequences see.
 constexpr const char* kAllKeys[] = {"all key begin", "all key end"};
 
-/// Positions and visible keys of the shard's tokens, from the documents of the whole sequences.
-void fill_positions(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
+/// Positions of the shard's tokens, from the documents of the whole sequences.
+void fill_positions(std::span<const SegmentMap> segments, const Frame& frame) {
   int64_t* position = frame.peek("positions").as<int64_t>();
+  for (const SegmentMap& map : segments) {
+    for (int64_t i = 0; i < frame.tokens(); ++i)
+      *position++ = map.position(frame.first_token() + i);
+  }
+}
+
+/// The keys that they see.
+void fill_keys(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
   int64_t* key_begin = frame.peek("key begin").as<int64_t>();
   int64_t* key_end = frame.peek("key end").as<int64_t>();
   for (const SegmentMap& map : segments) {
     for (int64_t i = 0; i < frame.tokens(); ++i) {
       const int64_t t = frame.first_token() + i;
-      *position++ = map.position(t);
       *key_begin++ = map.document_begin(t);
       *key_end++ = causal ? t + 1 : map.document_end(t);
     }
@@ -58,25 +64,48 @@ void fill_windows(const std::vector<int64_t>& windows, const Frame& frame) {
 
 }  // namespace
 
-Model::Model(const ModelConfig& config, const std::vector<const AttentionStrategy*>& attention,
-             int64_t loss_slice)
-    : config_(config),
-      frequencies_(rope_frequencies(config.rope, config.head_dim)),
-      embedding_(config) {
-  WEFT_CHECK(!attention.empty());
-  size_t softmax_layers = 0;
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-    // Layers of other letters do not look at what they are given.
-    const size_t which = std::min(softmax_layers, attention.size() - 1);
-    layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, *attention.at(which)));
-    if (config_.mixer_of(layer) != '*') continue;
-    all_intervals_ |= attention.at(which)->reads_all_intervals;
-    ++softmax_layers;
+Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice)
+    : config_(config), inputs_(inputs_of(strategies)), embedding_(config) {
+  if (inputs_.keys) frequencies_ = rope_frequencies(config.rope, config.head_dim);
+  if (inputs_.state_rotary) {
+    state_frequencies_ = rope_frequencies(config.rope, state_layout(config, 'L').key_dim);
   }
-  WEFT_CHECK(attention.size() == 1 || attention.size() == softmax_layers, attention.size(),
-             " strategies for ", softmax_layers, " softmax layers");
+  // A list has one entry for all layers of its letters, or one for each.
+  const auto pick = [&](const auto& list, std::string_view letters, int64_t layer) {
+    const int64_t all = config_.mixers(letters, config_.num_hidden_layers);
+    WEFT_CHECK(list.size() == 1 || std::ssize(list) == all, list.size(), " strategies for ", all,
+               " layers of ", letters);
+    const bool has_own = list.size() > 1 && letters.find(config_.mixer_of(layer)) != letters.npos;
+    return list[has_own ? config_.mixers(letters, layer) : 0];
+  };
+  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const LayerStrategy strategy{.attention = pick(strategies.attention, "*", layer),
+                                 .scan = pick(strategies.scans, "LG", layer),
+                                 .scan_options = strategies.scan_options};
+    layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, strategy));
+  }
   head_ = std::make_unique<LossHead>(config_, loss_slice,
                                      config_.tie_word_embeddings ? &embedding_.table : nullptr);
+}
+
+Model::Inputs Model::inputs_of(const SequenceStrategies& strategies) const {
+  const auto has = [&](std::string_view letters) {
+    return config_.mixers(letters, config_.num_hidden_layers) > 0;
+  };
+  Inputs inputs{.keys = has("*WP"), .windows = has("W"), .slots = {}};
+  for (const AttentionStrategy* strategy : strategies.attention) {
+    inputs.all_keys |= has("*") && strategy->reads_all_intervals;
+  }
+  inputs.state_rotary = has("L") && state_layout(config_, 'L').family->rotary;
+  inputs.slots = {"tokens", "labels", "positions"};
+  const auto append = [&](bool wanted, std::initializer_list<const char*> slots) {
+    if (wanted) inputs.slots.insert(inputs.slots.end(), slots);
+  };
+  append(inputs.keys, {"key begin", "key end", "cos", "sin"});
+  append(inputs.windows, {kWindow});
+  append(inputs.all_keys, {kAllKeys[0], kAllKeys[1]});
+  append(inputs.state_rotary, {"state cos", "state sin"});
+  return inputs;
 }
 
 void Model::visit(const std::function<void(Parameter&)>& f) {
@@ -91,32 +120,51 @@ std::vector<Parameter*> Model::parameters() {
   return all;
 }
 
-void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const {
-  const int64_t B = frame.batch(), T = frame.tokens(), half = config_.head_dim / 2;
-  const Tensor tokens = frame.push(kInputs[0], DType::i32, {B, T});
-  const Tensor labels = frame.push(kInputs[1], DType::i32, {B, T});
-  for (const int i : {2, 3, 4}) frame.push(kInputs[i], DType::i64, {B, T});
-  const Tensor cos = frame.push(kInputs[5], ctx.dtype, {B, T, half});
-  const Tensor sin = frame.push(kInputs[6], ctx.dtype, {B, T, half});
-  const std::vector<int64_t> windows = config_.distinct_windows();
-  if (!windows.empty()) frame.push(kWindow, DType::i64, {std::ssize(windows), B, T});
-  if (all_intervals_) {
+void Model::push_inputs(Frame& frame, DType dtype) const {
+  const int64_t B = frame.batch(), T = frame.tokens();
+  for (const char* slot : {"tokens", "labels"}) frame.push(slot, DType::i32, {B, T});
+  frame.push("positions", DType::i64, {B, T});
+  if (inputs_.keys) {
+    for (const char* slot : {"key begin", "key end"}) frame.push(slot, DType::i64, {B, T});
+    for (const char* slot : {"cos", "sin"}) frame.push(slot, dtype, {B, T, config_.head_dim / 2});
+  }
+  if (inputs_.windows) {
+    frame.push(kWindow, DType::i64, {std::ssize(config_.distinct_windows()), B, T});
+  }
+  if (inputs_.all_keys) {
     for (const char* slot : kAllKeys) frame.push(slot, DType::i64, {B, frame.cuts().total()});
   }
+  if (inputs_.state_rotary) {
+    for (const char* slot : {"state cos", "state sin"}) {
+      frame.push(slot, dtype, {B, T, std::ssize(state_frequencies_)});
+    }
+  }
+}
+
+void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const {
+  push_inputs(frame, ctx.dtype);
   if (ctx.compute.device() != Device::meta) {
-    WEFT_CHECK(std::ssize(shard.segments) == B && std::ssize(shard.tokens) == B * T &&
-                   std::ssize(shard.labels) == B * T,
-               "a frame of ", B, " x ", T, " tokens got ", shard.tokens.size());
-    std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
-    std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
-    fill_positions(shard.segments, config_.causal, frame);
-    if (!windows.empty()) fill_windows(windows, frame);
-    if (all_intervals_) fill_all_keys(shard.segments, config_.causal, frame);
+    WEFT_CHECK(
+        std::ssize(shard.segments) == frame.batch() && std::ssize(shard.tokens) == frame.rows() &&
+            std::ssize(shard.labels) == frame.rows(),
+        "a frame of ", frame.batch(), " x ", frame.tokens(), " tokens got ", shard.tokens.size());
+    std::copy(shard.tokens.begin(), shard.tokens.end(), frame.peek("tokens").as<int32_t>());
+    std::copy(shard.labels.begin(), shard.labels.end(), frame.peek("labels").as<int32_t>());
+    fill_positions(shard.segments, frame);
+    if (inputs_.keys) fill_keys(shard.segments, config_.causal, frame);
+    if (inputs_.windows) fill_windows(config_.distinct_windows(), frame);
+    if (inputs_.all_keys) fill_all_keys(shard.segments, config_.causal, frame);
     ctx.observe("positions", frame.peek("positions"));
   }
-  rope_table(
-      {.cos = cos, .sin = sin, .positions = frame.peek("positions"), .frequencies = &frequencies_},
-      ctx.compute);
+  const auto fill_table = [&](const char* cos, const char* sin, const std::vector<double>& f) {
+    rope_table({.cos = frame.peek(cos),
+                .sin = frame.peek(sin),
+                .positions = frame.peek("positions"),
+                .frequencies = &f},
+               ctx.compute);
+  };
+  if (inputs_.keys) fill_table("cos", "sin", frequencies_);
+  if (inputs_.state_rotary) fill_table("state cos", "state sin", state_frequencies_);
 }
 
 void Model::forward(Frame& frame, StepContext& ctx) {
@@ -133,11 +181,7 @@ void Model::backward(Frame& frame, StepContext& ctx) {
     (*layer)->backward(d, frame, ctx);
   }
   embedding_.backward(d, frame, ctx);
-  if (all_intervals_) {
-    for (auto slot = std::rbegin(kAllKeys); slot != std::rend(kAllKeys); ++slot) frame.pop(*slot);
-  }
-  if (!config_.window.empty()) frame.pop(kWindow);
-  for (auto slot = std::rbegin(kInputs); slot != std::rend(kInputs); ++slot) frame.pop(*slot);
+  for (auto slot = inputs_.slots.rbegin(); slot != inputs_.slots.rend(); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
 }
 

@@ -19,12 +19,19 @@ struct TokenShard {
   std::span<const int32_t> tokens, labels;  // [B, T]; a label is the next token, or -1
 };
 
+/// How the layers cross the sequence axis.
+struct SequenceStrategies {
+  /// One for all softmax layers, or one for each of them.
+  std::vector<const AttentionStrategy*> attention{&attention_strategy("ring")};
+  /// One for all layers with a state, L and G, or one for each of them.
+  std::vector<const StateScanKind*> scans{&state_scan("zeco")};
+  StateScanOptions scan_options;
+};
+
 class Model {
  public:
-  /// `attention`: one strategy for all softmax layers, or one for each of them.
   /// `loss_slice`: tokens whose logits exist at once.
-  Model(const ModelConfig& config, const std::vector<const AttentionStrategy*>& attention,
-        int64_t loss_slice);
+  Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice);
   Model(const Model&) = delete;  // stores point at its parameters
   Model& operator=(const Model&) = delete;
 
@@ -40,9 +47,21 @@ class Model {
   void backward(Frame& frame, StepContext& ctx);
 
  private:
+  /// What begin() pushes for the layers that the model has, in this order.
+  struct Inputs {
+    bool keys = false;          // softmax layers: "key begin", "key end", "cos", "sin"
+    bool windows = false;       // W
+    bool all_keys = false;      // some strategy computes for queries of other ranks
+    bool state_rotary = false;  // some state mixer rotates: "state cos", "state sin"
+    std::vector<const char*> slots;
+  };
+  Inputs inputs_of(const SequenceStrategies& strategies) const;
+  void push_inputs(Frame& frame, DType dtype) const;
+
   ModelConfig config_;
-  bool all_intervals_ = false;       // some strategy computes for queries of other ranks
-  std::vector<double> frequencies_;  // rotary, D/2
+  Inputs inputs_;
+  std::vector<double> frequencies_;        // rotary, D/2
+  std::vector<double> state_frequencies_;  // of state mixers, K/2
   Embedding embedding_;
   std::vector<std::unique_ptr<DecoderLayer>> layers_;
   std::unique_ptr<LossHead> head_;

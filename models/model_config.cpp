@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/core/check.hpp"
+#include "models/state_family.hpp"
 
 namespace weft {
 namespace {
@@ -50,9 +50,9 @@ void validate_rope(const RopeConfig& rope) {
 
 void validate_pattern(const ModelConfig& m) {
   require(!m.layer_pattern.empty(), "layer_pattern", "a pattern of letters, got nothing");
-  const size_t other = m.layer_pattern.find_first_not_of("*WP");
-  require(other == std::string::npos, "layer_pattern", "a pattern of the letters *, W and P, got '",
-          m.layer_pattern, "'");
+  const size_t other = m.layer_pattern.find_first_not_of("*WPLG");
+  require(other == std::string::npos, "layer_pattern",
+          "a pattern of the letters *, W, P, L and G, got '", m.layer_pattern, "'");
 }
 
 void validate_window(const ModelConfig& m) {
@@ -64,7 +64,7 @@ void validate_window(const ModelConfig& m) {
   require(!m.window.empty(), "window",
           "an integer >= 1 for the W of model.layer_pattern, got nothing");
   for (const int64_t w : m.window) require(w >= 1, "window", "integers >= 1, got ", w);
-  const int64_t layers = m.mixers('W', m.num_hidden_layers);
+  const int64_t layers = m.mixers("W", m.num_hidden_layers);
   require(m.window.size() == 1 || std::ssize(m.window) == layers, "window", "one window, or ",
           layers, ": one a W layer, got ", m.window.size());
   require(m.causal, "causal", "true for the W of model.layer_pattern, got false");
@@ -83,6 +83,61 @@ void validate_projection(const ModelConfig& m) {
   require(!m.causal, "causal", "false for the P of model.layer_pattern, got true");
 }
 
+/// `expand` x `of`, a width by the name of `key`, is an integer and a multiple of the heads.
+void require_width(const char* key, double expand, int64_t of, int64_t heads) {
+  const double width = expand * static_cast<double>(of) / static_cast<double>(heads);
+  require(width >= 1 && std::abs(width - std::round(width)) < 1e-9, key,
+          "a number that makes heads of an integer width, got ", expand, ": ", expand, " x ", of,
+          " / ", heads, " heads = ", width);
+}
+
+/// A state is of the past alone.
+void require_causal(const ModelConfig& m, char letter) {
+  require(m.causal, "causal", "true for the ", letter, " of model.layer_pattern, got false");
+}
+
+void validate_linear(const ModelConfig& m) {
+  const LinearConfig& linear = m.linear;
+  if (!m.has_mixer('L')) {
+    require(linear == LinearConfig{}, "linear",
+            "no such section without an L in model.layer_pattern, got one");
+    return;
+  }
+  std::string known;
+  for (const StateFamily* f : linear_families()) {
+    known += concat(known.empty() ? "" : ", ", f->name);
+  }
+  const StateFamily* family = find_linear_family(linear.family.value_or(""));
+  require(family != nullptr, "linear.family", "one of ", known,
+          " for the L of model.layer_pattern, got ", linear.family.value_or("nothing"));
+  require_causal(m, 'L');
+  const int64_t heads = linear.num_heads.value_or(m.num_attention_heads);
+  require_width("linear.expand_k", linear.expand_k.value_or(family->expand_k), m.hidden_size,
+                heads);
+  require_width("linear.expand_v", linear.expand_v.value_or(family->expand_v), m.hidden_size,
+                heads);
+  const bool low_rank = family->kind == StateKind::vector;
+  require(!linear.gate_rank || low_rank, "linear.gate_rank",
+          "no such key with family: ", family->name, ", got ", linear.gate_rank.value_or(0));
+  require(!linear.gate_normalizer || low_rank || family->kind == StateKind::scalar,
+          "linear.gate_normalizer", "no such key with family: ", family->name, ", got ",
+          linear.gate_normalizer.value_or(0));
+  const int64_t key_dim = state_layout(m, 'L').key_dim;
+  require(!family->rotary || key_dim % 2 == 0, "linear.expand_k",
+          "keys of an even width, which turn with their positions, got ", key_dim);
+}
+
+void validate_delta(const ModelConfig& m) {
+  if (!m.has_mixer('G')) {
+    require(m.delta == DeltaConfig{}, "delta",
+            "no such section without a G in model.layer_pattern, got one");
+    return;
+  }
+  require_causal(m, 'G');
+  require_width("delta.expand_v", m.delta.expand_v.value_or(kGatedDeltaFamily.expand_v),
+                m.delta.head_dim.value_or(m.head_dim), 1);
+}
+
 }  // namespace
 
 std::vector<int64_t> ModelConfig::distinct_windows() const {
@@ -99,6 +154,8 @@ void ModelConfig::validate() const {
   validate_pattern(*this);
   validate_window(*this);
   validate_projection(*this);
+  validate_linear(*this);
+  validate_delta(*this);
   require(embedding_std >= 0 && std::isfinite(embedding_std), "embedding_std",
           "a number >= 0, got ", embedding_std);
 }

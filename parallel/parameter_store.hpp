@@ -12,12 +12,13 @@ namespace weft {
 /// The only source for initial values, gradient sums, the norm, sharding and files. Made by the
 /// model; the store fills in where it lives.
 struct Parameter {
-  enum class Init { normal, ones };
+  enum class Init { normal, zeros, ones, drawn };
 
   std::string name;            // as Hugging Face writes it
   std::vector<int64_t> shape;  // global
   Init init = Init::normal;
-  double init_std = 0;  // of Init::normal
+  double init_std = 0;                        // of Init::normal
+  double (*draw)(double uniform) = nullptr;  // of Init::drawn: a value from one in [0, 1)
 
   int64_t offset = -1;  // of the first element in the flat buffers; set by ParameterStore
 

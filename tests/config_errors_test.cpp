@@ -208,7 +208,8 @@ const BadText kBadTogether[] = {
     {"OddHead", "model: {head_dim: 15}\n",
      "run.yaml:1: model.head_dim: expected an even number, got 15"},
     {"UnknownLetter", "model: {layer_pattern: \"*X\"}\n",
-     "run.yaml:1: model.layer_pattern: expected a pattern of the letters *, W and P, got '*X'"},
+     "run.yaml:1: model.layer_pattern: expected a pattern of the letters *, W, P, L and G, got "
+     "'*X'"},
     {"WindowWithoutW", "model:\n  layer_pattern: \"*\"\n  window: 512\n",
      "run.yaml:3: model.window: expected no such key without a W in model.layer_pattern, got 512"},
     {"WWithoutWindow", "model:\n  layer_pattern: \"*W\"\n",
@@ -265,6 +266,42 @@ const BadText kBadTogether[] = {
     {"Strategies",
      "data: {path: x}\nmodel: {num_hidden_layers: 3}\nsequence: {attention: [ring, auto]}\n",
      "run.yaml:3: sequence.attention: expected one name, or 3: one a softmax layer, got 2"},
+    {"Scans",
+     "data: {path: x}\nmodel: {num_hidden_layers: 4, layer_pattern: LG*, linear: {family: gla}}\n"
+     "sequence: {state: [lasp, zeco]}\n",
+     "run.yaml:3: sequence.state: expected one name, or 3: one an L or G layer, got 2"},
+    {"LWithoutFamily", "model: {layer_pattern: L}\n",
+     "run.yaml: model.linear.family: expected one of basic, lightning, retention, simple_gla, gla "
+     "for "
+     "the L of model.layer_pattern, got nothing"},
+    {"FamilyWithoutL", "model: {linear: {family: gla}}\n",
+     "run.yaml: model.linear: expected no such section without an L in model.layer_pattern, got "
+     "one"},
+    {"DeltaWithoutG", "model: {delta: {head_dim: 8}}\n",
+     "run.yaml: model.delta: expected no such section without a G in model.layer_pattern, got one"},
+    {"MisspeltFamily", "model: {layer_pattern: L, linear: {family: glaa}}\n",
+     "run.yaml:1: model.linear.family: expected basic, lightning, retention, simple_gla or gla, "
+     "got "
+     "'glaa' (did you mean 'gla'?)"},
+    {"RankOfAFixedDecay", "model:\n  layer_pattern: L\n  linear: {family: basic, gate_rank: 4}\n",
+     "run.yaml:3: model.linear.gate_rank: expected no such key with family: basic, got 4"},
+    {"LBothWays", "model:\n  layer_pattern: L\n  linear: {family: basic}\n  causal: false\n",
+     "run.yaml:4: model.causal: expected true for the L of model.layer_pattern, got false"},
+    {"GBothWays", "model:\n  layer_pattern: G\n  causal: false\n",
+     "run.yaml:3: model.causal: expected true for the G of model.layer_pattern, got false"},
+    {"WidthOfKeys",
+     "model: {layer_pattern: L, hidden_size: 100, linear: {family: gla, num_heads: 8}}\n",
+     "run.yaml: model.linear.expand_k: expected a number that makes heads of an integer width, got "
+     "0.5: 0.5 x 100 / 8 heads = 6.25"},
+    {"OddRotaryKeys", "model: {layer_pattern: L, hidden_size: 20, linear: {family: retention}}\n",
+     "run.yaml: model.linear.expand_k: expected keys of an even width, which turn with their "
+     "positions, got 5"},
+    {"WidthOfValues", "model: {layer_pattern: G, delta: {expand_v: 0.3, head_dim: 8}}\n",
+     "run.yaml:1: model.delta.expand_v: expected a number that makes heads of an integer width, "
+     "got "
+     "0.3: 0.3 x 8 / 1 heads = 2.4"},
+    {"LongConvolution", "model: {layer_pattern: G, delta: {short_conv: 17}}\n",
+     "run.yaml:1: model.delta.short_conv: expected an integer from 0 to 16, got '17'"},
     {"AliasAndKey", "context_parallel_size: 4\nmesh: {sequence: 4}\n",
      "run.yaml:2: mesh.sequence: expected each key once, got it at run.yaml:1 too"},
     {"ValueOfAnAlias", "parallelism: {tp: two}\n",
@@ -296,15 +333,9 @@ TEST_P(LaterTest, IsRefused) {
 }
 
 const Later kLater[] = {
-    {"Linear", "model: {linear: {family: gla}}", "model.linear.family"},
-    {"LinearEmpty", "model: {linear: {}}", "model.linear"},
-    {"PatternLetter", "model: {layer_pattern: \"LLL*\"}", "model.layer_pattern: LLL*"},
     {"Pipeline", "mesh: {pipeline: 2}", "mesh.pipeline: 2"},
     {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},
     {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
-    {"State", "sequence: {state: zeco}", "sequence.state"},
-    {"ZecoBlocks", "sequence: {zeco_blocks: auto}", "sequence.zeco_blocks"},
-    {"Group", "sequence: {group: auto}", "sequence.group"},
     {"Precision", "train: {precision: bf16}", "train.precision: bf16"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
     {"DeviceCuda", "train: {device: cuda}", "train.device: cuda"},

@@ -170,10 +170,13 @@ Config everything_set() {
              .tie_word_embeddings = true,
              .causal = false,
              .layer_pattern = "**",
+             .window = {},
+             .linear = {},
+             .delta = {},
              .embedding_std = 0.02};
   c.mesh.size = {kAutoSize, 1, 3, 1};
   c.mesh.order = {Axis::tensor, Axis::sequence, Axis::pipeline, Axis::data};
-  c.sequence.attention = {"auto", "ring"};
+  c.sequence = {.attention = {"auto", "ring"}, .state = {"lasp2"}, .zeco_blocks = 7, .group = 3};
   c.data = {.path = "a \"b\" \\ # \xc3\xa9: c",
             .seq_length = 77,
             .documents = false,
@@ -225,6 +228,28 @@ TEST(ConfigTest, ResolvedTextRoundTrips) {
   projected.model.projected_keys = 64;
   projected.model.causal = projected.data.documents = false;
   EXPECT_EQ(members(parse(to_yaml(projected))), members(projected)) << to_yaml(projected);
+}
+
+TEST(ConfigTest, ResolvedTextOfStateLayersRoundTrips) {
+  Config states = parse(kValid);
+  states.model.layer_pattern = "LG";
+  states.model.linear = {.family = "gla",
+                         .num_heads = 2,
+                         .expand_k = 0.25,
+                         .expand_v = 1.5,
+                         .feature_map = FeatureMap::relu,
+                         .short_conv = 0,
+                         .output_gate = false,
+                         .gate_rank = 3,
+                         .gate_normalizer = 8};
+  states.model.delta = {.num_heads = 3,
+                        .head_dim = 10,
+                        .expand_v = 0.5,
+                        .short_conv = 2,
+                        .output_gate = false,
+                        .negative_eigenvalues = true};
+  states.sequence.state = {"auto", "two_level", "doubling", "zeco"};
+  EXPECT_EQ(members(parse(to_yaml(states))), members(states)) << to_yaml(states);
 }
 
 TEST(ConfigTest, ReferenceListsEveryKey) {

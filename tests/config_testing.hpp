@@ -98,6 +98,7 @@ inline auto members(const Config& c) {
       std::tuple(m.rope.theta, s.factor, s.low_freq_factor, s.high_freq_factor,
                  s.original_max_position_embeddings, m.tie_word_embeddings, m.causal,
                  m.layer_pattern, m.window, m.projected_keys, m.embedding_std, c.from_hf),
+      std::tuple(m.linear, m.delta, c.sequence.state, c.sequence.zeco_blocks, c.sequence.group),
       std::tuple(c.mesh.size, c.mesh.order, c.sequence.attention, c.data.path, c.data.seq_length,
                  c.data.documents, c.data.objective, c.data.mask_fraction, c.data.mask_token),
       std::tuple(c.train.steps, c.train.global_batch_size, c.train.micro_batch_size,

@@ -130,7 +130,7 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
     config.layer_pattern = "W";
     config.num_hidden_layers = 3;
     config.window = {3, 6, 3};
-    const Model model(config, {&attention_strategy("ring")}, 5);
+    const Model model(config, {}, 5);
     TestRank rank(world, {});
     Arena slab("frame", Device::cpu, 1 << 16);
     const Cuts cuts = Cuts::of_sizes({5, 8});

@@ -146,7 +146,7 @@ ParityReport report_of_flawed() {
   const AttentionStrategy strategy{"flawed", "",
                                    [] { return std::unique_ptr<AttentionParallel>(new Strategy); }};
   RecordingHooks hooks;
-  hooks.attention = &strategy;
+  hooks.stand_ins.attention = &strategy;
   return report_of(hooks);
 }
 

@@ -134,7 +134,7 @@ StepCalls calls_of(const Config& config, int rank, const AttentionStrategy& stra
   AttentionStrategy announced = strategy;
   announced.make = [] { return std::unique_ptr<AttentionParallel>(new Announced); };
   const auto world = make_recording_world(rank, config.mesh.ranks());
-  Trainer trainer(config, *world, {}, &announced);
+  Trainer trainer(config, *world, {}, {.attention = &announced});
   StepCalls calls;
   trainer.set_compute(
       make_meta_stream([&](const KernelCall& call) { ++(calls.*Announced::running)[call.name]; }));
@@ -333,7 +333,7 @@ TEST(RecomputeMutant, AStaleResultIsFound) {
   const AttentionStrategy stale{
       "stale", "", [] { return std::unique_ptr<AttentionParallel>(new TakesTheDroppedForKept); }};
   RecordingHooks hooks;
-  hooks.attention = &stale;
+  hooks.stand_ins.attention = &stale;
   const Config config = with(small_config("*", 3), Recompute::layer);
   const Recording reference = record(on_one_rank(config));
   const ParityReport report = parity(config, reference, hooks);

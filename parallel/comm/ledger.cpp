@@ -12,6 +12,8 @@ const char* name(Tag::Purpose purpose) {
       return "balance";
     case Tag::Purpose::state:
       return "state";
+    case Tag::Purpose::convolution:
+      return "convolution";
     case Tag::Purpose::gradient:
       return "gradient";
     case Tag::Purpose::parameter:

@@ -12,11 +12,12 @@ namespace weft {
 /// What a transfer is for: the ledger's key. The communicator adds its group's name.
 struct Tag {
   /// balance: what moves work from busy ranks to idle ones. state: what crosses shards of a
-  /// recurrence.
+  /// recurrence. convolution: the tokens that a short convolution reads across a cut.
   enum class Purpose : uint8_t {
     attention,
     balance,
     state,
+    convolution,
     gradient,
     parameter,
     norm,

@@ -1,0 +1,286 @@
+#include "models/state_mixer.hpp"
+
+#include "models/head_projection.hpp"
+#include "src/kernels/decay_gates.hpp"
+#include "src/kernels/pointwise.hpp"
+
+namespace weft {
+namespace {
+
+constexpr const char* kGateActivations[] = {"gate a", "gate b"};
+
+}  // namespace
+
+StateMixer::StateMixer(const std::string& prefix, int layer, const ModelConfig& config,
+                       const StateLayout& layout, std::unique_ptr<StateScan> scan)
+    : layer_(layer),
+      layout_(layout),
+      q_(prefix, StateInput::Role::query, config, layout),
+      k_(prefix, StateInput::Role::key, config, layout),
+      v_(prefix, StateInput::Role::value, config, layout),
+      output_gate_(prefix + "g_proj.weight", config.hidden_size, layout.heads * layout.value_dim,
+                   fan_in_std(config.hidden_size)),
+      norm_{
+          .name = prefix + "o_norm.weight",
+          .shape = {layout.family->norm_heads ? layout.value_dim : layout.heads * layout.value_dim},
+          .init = Parameter::Init::ones},
+      eps_(config.rms_norm_eps),
+      o_(prefix + "o_proj.weight", layout.heads * layout.value_dim, config.hidden_size,
+         output_std(layout.heads * layout.value_dim, config)),
+      scan_(std::move(scan)) {
+  const StateFamily& family = *layout.family;
+  if (family.fixed_log_decay != nullptr) {
+    fixed_log_decay_ = family.fixed_log_decay(layer, config.num_hidden_layers, layout.heads);
+  }
+  if (family.make_gate != nullptr) gate_ = family.make_gate(prefix, config, layout);
+}
+
+Tensor StateMixer::norm_rows(const Tensor& heads) const {
+  const int64_t width = norm_.shape[0];
+  return heads.reshape({heads.numel() / width, width});
+}
+
+StateMixer::Slots StateMixer::push(Frame& frame, int64_t halo, DType dtype) const {
+  const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t H = layout_.heads, K = layout_.key_dim, V = layout_.value_dim;
+  const DType wide = accumulator_of(dtype);
+  Slots slots;
+  slots.q = q_.push(frame, halo, dtype);
+  slots.k = k_.push(frame, halo, dtype);
+  slots.v = v_.push(frame, halo, dtype);
+  switch (layout_.family->kind) {
+    case StateKind::none:
+      break;
+    case StateKind::fixed:
+      slots.gates.log_decay = frame.push("log decay", wide, {H});
+      break;
+    case StateKind::vector:
+      slots.gates.log_decay = frame.push("log decay", wide, {B, T, H, K});
+      break;
+    case StateKind::delta:
+      slots.gates.beta = frame.push("beta", wide, {B, T, H});
+      [[fallthrough]];
+    case StateKind::scalar:
+      slots.gates.log_decay = frame.push("log decay", wide, {B, T, H});
+      break;
+  }
+  for (int i = 0; gate_ && i < 2; ++i) {
+    const int64_t width = gate_->widths()[i];
+    if (width == 0) continue;
+    slots.gate_activations[i] = frame.push(kGateActivations[i], dtype, {frame.rows(), width});
+  }
+  if (gated()) slots.output_gate = frame.push("output gate", dtype, {B, T, H, V});
+  slots.entering = frame.push("entering", wide, {B, H, K, V}, Recompute::layer);
+  slots.out = frame.push("out", wide, {B, T, H, V}, Recompute::attention_output);
+  slots.rstd = frame.push("out rstd", wide, {B * T * H * V / norm_.shape[0]});
+  return slots;
+}
+
+StateMixer::Slots StateMixer::peek(const Frame& frame) const {
+  Slots slots{.q = q_.peek(frame),
+              .k = k_.peek(frame),
+              .v = v_.peek(frame),
+              .gates = {},
+              .gate_activations = {},
+              .output_gate = {},
+              .entering = frame.peek("entering"),
+              .out = frame.peek("out"),
+              .rstd = frame.peek("out rstd")};
+  if (layout_.family->kind != StateKind::none) slots.gates.log_decay = frame.peek("log decay");
+  if (layout_.family->kind == StateKind::delta) slots.gates.beta = frame.peek("beta");
+  for (int i = 0; gate_ && i < 2; ++i) {
+    if (gate_->widths()[i] > 0) slots.gate_activations[i] = frame.peek(kGateActivations[i]);
+  }
+  if (gated()) slots.output_gate = frame.peek("output gate");
+  return slots;
+}
+
+void StateMixer::pop(Frame& frame) const {
+  frame.pop("out rstd");
+  frame.pop("out");
+  frame.pop("entering");
+  if (gated()) frame.pop("output gate");
+  for (int i = 1; gate_ && i >= 0; --i) {
+    if (gate_->widths()[i] > 0) frame.pop(kGateActivations[i]);
+  }
+  if (layout_.family->kind != StateKind::none) frame.pop("log decay");
+  if (layout_.family->kind == StateKind::delta) frame.pop("beta");
+  v_.pop(frame);
+  k_.pop(frame);
+  q_.pop(frame);
+}
+
+TokenHalo StateMixer::halo(const Frame& frame, Tag::Pass pass, StepContext& ctx) const {
+  const int64_t tokens = layout_.taps > 0 ? layout_.taps - 1 : 0;
+  return TokenHalo(frame.cuts(), tokens,
+                   {layer_, Tag::Purpose::convolution, pass, frame.micro_batch()}, ctx);
+}
+
+void StateMixer::make_gates(const Slots& slots, const Tensor& x, StepContext& ctx) const {
+  if (!fixed_log_decay_.empty()) {
+    fixed_decay({.log_decay = slots.gates.log_decay, .values = &fixed_log_decay_}, ctx.compute);
+  }
+  if (gate_) gate_->forward(slots.gates, slots.gate_activations, x, ctx);
+}
+
+void StateMixer::make_inputs(const Slots& slots, const Tensor& x, const TokenHalo& halo,
+                             Frame& frame, StepContext& ctx) const {
+  const Scope scope(ctx.scratch);
+  q_.project(slots.q, x, ctx);
+  k_.project(slots.k, x, ctx);
+  v_.project(slots.v, x, ctx);
+  Event arrived;
+  if (layout_.taps > 1 && !frame.present("q before")) {
+    arrived = halo.fetch({slots.q.before, slots.k.before, slots.v.before},
+                         {slots.q.raw, slots.k.raw, slots.v.raw});
+  }
+  make_gates(slots, x, ctx);
+  ctx.compute.wait(arrived);
+  q_.finish(slots.q, frame, ctx);
+  k_.finish(slots.k, frame, ctx);
+  v_.finish(slots.v, frame, ctx);
+}
+
+void StateMixer::observe(const Slots& slots, StepContext& ctx) const {
+  ctx.observe(layer_, "q", slots.q.value);
+  ctx.observe(layer_, "k", slots.k.value);
+  ctx.observe(layer_, "v", slots.v.value);
+  if (gate_) ctx.observe(layer_, "log_decay", slots.gates.log_decay);
+  if (slots.gates.beta) ctx.observe(layer_, "beta", slots.gates.beta);
+  ctx.observe(layer_, "out", slots.out);
+}
+
+StateShard StateMixer::shard(const Slots& slots, const Frame& frame) const {
+  return {.tokens = {.kind = layout_.family->kind,
+                     .k = slots.k.value,
+                     .v = slots.v.value,
+                     .log_decay = slots.gates.log_decay,
+                     .beta = slots.gates.beta,
+                     .positions = frame.peek("positions")},
+          .q = slots.q.value,
+          .scale = layout_.scale(),
+          .layer = layer_,
+          .micro_batch = frame.micro_batch()};
+}
+
+void StateMixer::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
+  const TokenHalo before = halo(frame, Tag::Pass::forward, ctx);
+  const Slots slots = push(frame, before.tokens(), x.dtype);
+  make_inputs(slots, x, before, frame, ctx);
+  const auto project_gate = [&] {
+    if (gated()) output_gate_.forward(flat_heads(slots.output_gate), x, ctx);
+  };
+  if (frame.present("out")) {
+    project_gate();
+  } else {
+    StateScan* scan = frame.present("entering") ? nullptr : scan_.get();
+    mix_states(shard(slots, frame), slots.out, slots.entering, scan, ctx, project_gate);
+  }
+  observe(slots, ctx);
+  const Scope scope(ctx.scratch);
+  const Tensor normed = ctx.scratch.allocate(
+      "gated output", x.dtype,
+      {slots.out.dim(0), slots.out.dim(1), slots.out.dim(2), slots.out.dim(3)});
+  gated_norm_forward({.y = norm_rows(normed),
+                      .rstd = slots.rstd,
+                      .x = norm_rows(slots.out),
+                      .gate = gated() ? norm_rows(slots.output_gate) : Tensor{},
+                      .weight = ctx.weight(norm_),
+                      .function = layout_.output_gate,
+                      .eps = eps_},
+                     ctx.compute);
+  if (y) o_.forward(y, flat_heads(normed), ctx);
+}
+
+StateGradients StateMixer::allocate_gradients(const Slots& slots, Arena& arena) const {
+  const auto like = [&](const char* name, const Tensor& t) {
+    const Tensor flat = arena.allocate(name, slots.out.dtype, {t.numel()});
+    return Tensor::view(flat.data, flat.dtype, flat.device,
+                        {t.shape.data(), static_cast<size_t>(t.ndim)});
+  };
+  return {.dq = like("dq", slots.q.value),
+          .dk = like("dk", slots.k.value),
+          .dv = like("dv", slots.v.value),
+          .dlog_decay = gate_ ? like("dlog decay", slots.gates.log_decay) : Tensor{},
+          .dbeta = slots.gates.beta ? like("dbeta", slots.gates.beta) : Tensor{}};
+}
+
+void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+                          StepContext& ctx) {
+  const Slots slots = peek(frame);
+  {
+    const Scope scope(ctx.scratch);
+    const auto like_out = [&](const char* name) {
+      return ctx.scratch.allocate(
+          name, x.dtype, {slots.out.dim(0), slots.out.dim(1), slots.out.dim(2), slots.out.dim(3)});
+    };
+    const Tensor dout = like_out("dout"), normed = like_out("gated output");
+    const Tensor dnormed = like_out("dgated output");
+    const Tensor dgate = gated() ? like_out("doutput gate") : Tensor{};
+    o_.backward_input(flat_heads(dnormed), dy, ctx);
+    gated_norm_backward({.dx = norm_rows(dout),
+                         .dgate = gated() ? norm_rows(dgate) : Tensor{},
+                         .dweight = ctx.gradient(norm_),
+                         .y = norm_rows(normed),
+                         .dy = norm_rows(dnormed),
+                         .x = norm_rows(slots.out),
+                         .rstd = slots.rstd,
+                         .gate = gated() ? norm_rows(slots.output_gate) : Tensor{},
+                         .weight = ctx.weight(norm_),
+                         .function = layout_.output_gate},
+                        ctx.compute);
+    ctx.observe(layer_, "dout", dout);
+    const StateGradients d = allocate_gradients(slots, ctx.scratch);
+    mix_states_backward(shard(slots, frame), slots.entering, dout, d, {}, *scan_, ctx, [&] {
+      o_.backward_weight(dy, flat_heads(normed), ctx);
+      if (gated()) {
+        output_gate_.backward(dx, flat_heads(dgate), x, ctx);
+      } else {
+        fill({.y = dx, .value = 0}, ctx.compute);
+      }
+    });
+    ctx.observe(layer_, "dq", d.dq);
+    ctx.observe(layer_, "dk", d.dk);
+    ctx.observe(layer_, "dv", d.dv);
+    if (d.dlog_decay) ctx.observe(layer_, "dlog_decay", d.dlog_decay);
+    if (d.dbeta) ctx.observe(layer_, "dbeta", d.dbeta);
+    backward_inputs(dx, d, slots, x, frame, ctx);
+  }
+  pop(frame);
+}
+
+void StateMixer::backward_inputs(const Tensor& dx, const StateGradients& d, const Slots& slots,
+                                 const Tensor& x, Frame& frame, StepContext& ctx) const {
+  const Scope scope(ctx.scratch);
+  const TokenHalo before = halo(frame, Tag::Pass::backward, ctx);
+  const auto like = [&](const char* name, const Tensor& t) {
+    if (!t || layout_.taps == 0) return Tensor{};
+    return ctx.scratch.allocate(name, d.dq.dtype, {t.dim(0), t.dim(1), t.dim(2), t.dim(3)});
+  };
+  const std::vector<Tensor> dbefore = {like("dbefore", slots.q.before),
+                                       like("dbefore", slots.k.before),
+                                       like("dbefore", slots.v.before)};
+  const std::vector<Tensor> draw = {
+      q_.backward_in_place(d.dq, like("draw", d.dq), dbefore[0], slots.q, frame, ctx),
+      k_.backward_in_place(d.dk, like("draw", d.dk), dbefore[1], slots.k, frame, ctx),
+      v_.backward_in_place(d.dv, like("draw", d.dv), dbefore[2], slots.v, frame, ctx)};
+  TokenHalo::Returning returning;
+  if (layout_.taps > 1) returning = before.give_back(dbefore);
+  if (gate_) {
+    gate_->backward(dx, {d.dlog_decay, d.dbeta}, slots.gates, slots.gate_activations, x, ctx);
+  }
+  if (layout_.taps > 1) before.add_returned(returning, draw);
+  q_.backward_projection(dx, draw[0], x, ctx);
+  k_.backward_projection(dx, draw[1], x, ctx);
+  v_.backward_projection(dx, draw[2], x, ctx);
+}
+
+void StateMixer::visit(const std::function<void(Parameter&)>& f) {
+  for (StateInput* input : {&q_, &k_, &v_}) input->visit(f);
+  if (gate_) gate_->visit(f);
+  if (gated()) f(output_gate_.weight);
+  f(norm_);
+  f(o_.weight);
+}
+
+}  // namespace weft
