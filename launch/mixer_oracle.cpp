@@ -96,7 +96,8 @@ class LayerOracle {
   }
 
   void add_attention(naive::AttentionResult expected) {
-    const double floor = kFloor * std::max({rms(expected.dq), rms(expected.dk), rms(expected.dv)});
+    const double floor =
+        kFloor * std::max({rms_of(expected.dq), rms_of(expected.dk), rms_of(expected.dv)});
     add("out", std::move(expected.out), floor);
     add("dq", std::move(expected.dq), floor);
     add("dk", std::move(expected.dk), floor);
@@ -113,7 +114,7 @@ class LayerOracle {
                                     .rows = model_.projected_keys,
                                     .e = recorded(run_.parameters.front(), e),
                                     .f = recorded(run_.parameters.front(), f)});
-    const double floor = kFloor * std::max(rms(projected.de), rms(projected.df));
+    const double floor = kFloor * std::max(rms_of(projected.de), rms_of(projected.df));
     const auto& gradients = run_.gradients.front();
     values_.push_back({e, &recorded(gradients, e), std::move(projected.de), floor});
     values_.push_back({f, &recorded(gradients, f), std::move(projected.df), floor});
@@ -156,7 +157,8 @@ class LayerOracle {
   void add_state_mixer() {
     const StateLayout layout = state_layout(model_, model_.mixer_of(layer_));
     naive::StateMixerResult expected = naive::state_mixer(state_inputs(layout));
-    const double floor = kFloor * std::max({rms(expected.dq), rms(expected.dk), rms(expected.dv)});
+    const double floor =
+        kFloor * std::max({rms_of(expected.dq), rms_of(expected.dk), rms_of(expected.dv)});
     add("out", std::move(expected.out), floor);
     add("dq", std::move(expected.dq), floor);
     add("dk", std::move(expected.dk), floor);
@@ -176,7 +178,7 @@ class LayerOracle {
 
 }  // namespace
 
-double rms(const std::vector<double>& v) {
+double rms_of(const std::vector<double>& v) {
   double squares = 0;
   for (const double x : v) squares += x * x;
   return v.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(v.size()));

@@ -8,7 +8,7 @@
 namespace weft {
 
 /// (mean of v^2)^1/2, 0 of nothing.
-double rms(const std::vector<double>& v);
+double rms_of(const std::vector<double>& v);
 
 /// A tensor of a recording beside what the oracle makes of it.
 struct OracleValue {

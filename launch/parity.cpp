@@ -26,7 +26,7 @@ double error_of(const std::vector<double>& got, const std::vector<double>& refer
   if (got.size() != reference.size()) return INFINITY;
   std::vector<double> difference(got.size());
   for (size_t i = 0; i < got.size(); ++i) difference[i] = got[i] - reference[i];
-  const double off = rms(difference), scale = std::max(rms(reference), floor);
+  const double off = rms_of(difference), scale = std::max(rms_of(reference), floor);
   if (!std::isfinite(off) || !std::isfinite(scale)) return INFINITY;
   return off == 0 ? 0.0 : off / scale;
 }

@@ -20,22 +20,6 @@ std::vector<std::pair<int, int>> all_meshes() {
   return meshes;
 }
 
-void expect_parity(const std::vector<std::string>& sets,
-                   const std::vector<std::pair<int, int>>& meshes) {
-  const Config config = parity_config(sets);
-  const Recording reference = record(on_one_rank(config));
-  int64_t cells = 0;
-  for (const auto& [data, sequence] : meshes) {
-    const ParityReport report = parity(on_mesh(config, data, sequence), reference);
-    EXPECT_TRUE(report.ok) << "data " << data << ", sequence " << sequence << ": loss "
-                           << report.loss << ", gradients " << report.grad << ", updates "
-                           << report.param << ", oracle " << report.oracle << "; departs in "
-                           << report.first << " (" << report.first_tensor << ")";
-    ++cells;
-  }
-  std::printf("%lld cells\n", static_cast<long long>(cells));
-}
-
 // ---- A spread in seconds; the whole grid has the label "full"
 
 TEST(Parity, InF64) {

@@ -1,6 +1,7 @@
 // The runs that parity is tested on: configs/parity.yaml on a mesh of threads.
 #pragma once
 
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,23 @@ inline Recording record(const Config& config, const RecordingHooks& hooks = {}) 
 inline ParityReport parity(const Config& config, const Recording& reference,
                            const RecordingHooks& hooks = {}) {
   return compare_runs(config, *open_samples(config), reference, record(config, hooks));
+}
+
+/// The config on these data x sequence meshes equals the same on one rank.
+inline void expect_parity(const std::vector<std::string>& sets,
+                          const std::vector<std::pair<int, int>>& meshes) {
+  const Config config = parity_config(sets);
+  const Recording reference = record(on_one_rank(config));
+  int64_t cells = 0;
+  for (const auto& [data, sequence] : meshes) {
+    const ParityReport report = parity(on_mesh(config, data, sequence), reference);
+    EXPECT_TRUE(report.ok) << "data " << data << ", sequence " << sequence << ": loss "
+                           << report.loss << ", gradients " << report.grad << ", updates "
+                           << report.param << ", oracle " << report.oracle << "; departs in "
+                           << report.first << " (" << report.first_tensor << ")";
+    ++cells;
+  }
+  std::printf("%lld cells\n", static_cast<long long>(cells));
 }
 
 }  // namespace weft
