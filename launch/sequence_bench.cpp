@@ -1,7 +1,6 @@
 #include "launch/sequence_bench.hpp"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 
 #include "launch/trainer.hpp"
@@ -24,18 +23,6 @@ std::vector<Row> measure_each(std::span<const StrategyOnRanks> cases, const Meas
     }
   }
   return rows;
-}
-
-double attained_step_s(const SequenceTime& row, const AttentionSetting& setting,
-                       const SimulatedMachine& machine, double real_s, int repeats) {
-  const double factor = real_s / row.overlap.step.both_s;
-  double fastest = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < repeats; ++run) {
-    fastest = std::min(fastest, simulate_attention(*row.strategy, setting, machine.slower(factor),
-                                                   SimulatedTime::attained)
-                                    .step());
-  }
-  return fastest / factor;
 }
 
 /// Plans steps of one strategy on one mesh at any length.
@@ -80,8 +67,8 @@ std::vector<SequenceBytes> bench_bytes(const Config& config,
                                        std::span<const StrategyOnRanks> cases) {
   return measure_each<SequenceBytes>(cases, [&](SequenceBytes& row) {
     const AttentionSetting setting = attention_setting(config, row.ranks);
-    SimulatedAttention run =
-        simulate_attention(*row.strategy, setting, {}, SimulatedTime::critical_path);
+    SimulatedLayer run =
+        simulate_layer(attention_program(*row.strategy, setting), {}, SimulatedTime::critical_path);
     row.sent = std::move(run.sent);
     row.booked = std::move(run.booked);
   });
@@ -90,10 +77,12 @@ std::vector<SequenceBytes> bench_bytes(const Config& config,
 std::vector<SequenceTime> bench_time(const Config& config, std::span<const StrategyOnRanks> cases,
                                      const SimulatedMachine& machine, double real_s, int repeats) {
   return measure_each<SequenceTime>(cases, [&](SequenceTime& row) {
-    const AttentionSetting setting = attention_setting(config, row.ranks);
-    row.overlap = overlap_of(*row.strategy, setting, machine);
-    if (row.overlap.step.both_s == 0) return;
-    if (real_s > 0) row.attained_s = attained_step_s(row, setting, machine, real_s, repeats);
+    const SimulatedProgram program =
+        attention_program(*row.strategy, attention_setting(config, row.ranks));
+    row.overlap = overlap_of(program, machine);
+    const double critical_s = row.overlap.step.both_s;
+    if (critical_s == 0 || real_s == 0) return;
+    row.attained_s = attained_step_s(program, machine, critical_s, real_s, repeats);
   });
 }
 

@@ -21,15 +21,15 @@ struct StrategyOnRanks {
 /// Bytes that the ranks send for one layer and micro-batch, as the transport counts them while the
 /// strategy runs.
 struct SequenceBytes : StrategyOnRanks {
-  std::vector<AttentionBytes> sent;    // by rank
-  std::vector<AttentionBytes> booked;  // as predicted from shapes: the same, or something is wrong
+  std::vector<PassBytes> sent;    // by rank
+  std::vector<PassBytes> booked;  // as predicted from shapes: the same, or something is wrong
 };
 std::vector<SequenceBytes> bench_bytes(const Config& config,
                                        std::span<const StrategyOnRanks> cases);
 
 /// Seconds of one layer and micro-batch, forward and backward, on a simulated machine.
 struct SequenceTime : StrategyOnRanks {
-  AttentionOverlap overlap;
+  LayerOverlap overlap;
   double attained_s = 0;  // the step by threads that sleep, on the scale of the machine; 0: not run
 
   double attained_ratio() const { return attained_s / overlap.step.both_s; }

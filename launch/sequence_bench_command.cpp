@@ -100,9 +100,9 @@ Json to_json(const StrategyOnRanks& row) {
   return json;
 }
 
-Json by_rank(const std::vector<AttentionBytes>& bytes) {
+Json by_rank(const std::vector<PassBytes>& bytes) {
   Json forward = Json::array(), backward = Json::array();
-  for (const AttentionBytes& rank : bytes) {
+  for (const PassBytes& rank : bytes) {
     forward.push_back(rank.forward);
     backward.push_back(rank.backward);
   }
@@ -120,8 +120,8 @@ bool bytes_table(const Config& config, std::span<const StrategyOnRanks> cases, J
     if (print_case(row)) continue;
     const bool holds = row.sent == row.booked;
     all_hold &= holds;
-    const auto [f0, f1] = std::ranges::minmax(row.sent, {}, &AttentionBytes::forward);
-    const auto [b0, b1] = std::ranges::minmax(row.sent, {}, &AttentionBytes::backward);
+    const auto [f0, f1] = std::ranges::minmax(row.sent, {}, &PassBytes::forward);
+    const auto [b0, b1] = std::ranges::minmax(row.sent, {}, &PassBytes::backward);
     fmt::print("{:>15}{:>15}{:>15}{:>15}  {}\n", f0.forward, f1.forward, b0.backward, b1.backward,
                holds ? "the same" : "otherwise");
     entry["sent"] = by_rank(row.sent);

@@ -227,9 +227,9 @@ TEST(RingTime, ForwardIsTheClosedForm) {
   const double whole = 1, diagonal = kDiagonal / kWhole;
   for (const int ranks : {2, 3, 4, 5, 8}) {
     for (const double hop : {0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 8.0}) {
-      const SimulatedAttention run =
-          simulate_attention(attention_strategy("ring"), even_setting(ranks),
-                             machine_of(whole, hop), SimulatedTime::critical_path);
+      const SimulatedLayer run =
+          simulate_layer(attention_program(attention_strategy("ring"), even_setting(ranks)),
+                         machine_of(whole, hop), SimulatedTime::critical_path);
       const double expected = std::max(diagonal, hop) + (ranks - 2) * std::max(whole, hop) + whole;
       EXPECT_NEAR(run.forward() / expected, 1, 1e-12) << ranks << " ranks, hop of " << hop;
       EXPECT_EQ(run.forward(), run.forward_s.back());
@@ -293,8 +293,8 @@ TEST(Overlap, AScheduleThatWaitsFirstHidesNothing) {
   const auto make = []() -> std::unique_ptr<AttentionParallel> {
     return std::make_unique<WaitsFirst>();
   };
-  EXPECT_NEAR(overlap_of({"", "", make}, even_setting(4), machine_of(1, 0.25)).forward.hidden(), 0,
-              1e-12);
+  const SimulatedProgram program = attention_program({"", "", make}, even_setting(4));
+  EXPECT_NEAR(overlap_of(program, machine_of(1, 0.25)).forward.hidden(), 0, 1e-12);
 }
 
 class StrategyTime : public testing::TestWithParam<int> {};
@@ -302,8 +302,8 @@ class StrategyTime : public testing::TestWithParam<int> {};
 TEST_P(StrategyTime, TransfersHideAsTheSchedulePromises) {
   for (const AttentionStrategy& strategy : attention_strategies()) {
     SCOPED_TRACE(strategy.name);
-    const AttentionOverlap overlap =
-        overlap_of(strategy, even_setting(GetParam()), machine_of(1, 0.25));
+    const LayerOverlap overlap =
+        overlap_of(attention_program(strategy, even_setting(GetParam())), machine_of(1, 0.25));
     for (const auto& [kernels, transfers, both] : {overlap.forward, overlap.step}) {
       EXPECT_GT(transfers, 0);
       EXPECT_GE(both, std::max(kernels, transfers) * (1 - 1e-12));
@@ -320,13 +320,12 @@ TEST_P(StrategyTime, InRealTimeIsTheCriticalPath) {
   AttentionSetting setting = even_setting(GetParam());
   setting.heads = setting.kv_heads = 4;
   for (const AttentionStrategy& strategy : attention_strategies()) {
-    const double path =
-        simulate_attention(strategy, setting, machine, SimulatedTime::critical_path).step();
+    const SimulatedProgram program = attention_program(strategy, setting);
+    const double path = simulate_layer(program, machine, SimulatedTime::critical_path).step();
     double ratio = kInfinity;
     for (const int factor : {1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32}) {
       const double attained =
-          simulate_attention(strategy, setting, machine.slower(factor), SimulatedTime::attained)
-              .step();
+          simulate_layer(program, machine.slower(factor), SimulatedTime::attained).step();
       EXPECT_GE(attained, factor * path) << strategy.name << " beats its critical path";
       ratio = std::min(ratio, attained / (factor * path));
       if (ratio <= 1.1) break;
@@ -352,8 +351,8 @@ TEST(SimulatedBytes, AreThoseOfARealRun) {
                                      .head_dim = shape.width,
                                      .dtype = DType::f32,
                                      .causal = true};
-      const SimulatedAttention simulated =
-          simulate_attention(strategy, setting, {}, SimulatedTime::critical_path);
+      const SimulatedLayer simulated =
+          simulate_layer(attention_program(strategy, setting), {}, SimulatedTime::critical_path);
       EXPECT_EQ(simulated.sent, simulated.booked) << strategy.name << ", " << c.name;
       for (int p = 0; p < c.cuts.pieces(); ++p) {
         EXPECT_EQ(simulated.sent[p].forward, real.forward_bytes[p])
