@@ -9,7 +9,8 @@ class App;
 namespace weft {
 
 /// `weft bench step CONFIG`: how far one rank's training step is from its matrix products;
-/// `weft bench sequence CONFIG`: what each sequence strategy costs; `weft bench collectives`.
+/// `weft bench sequence CONFIG`: what each attention strategy and state scan costs;
+/// `weft bench collectives`.
 void add_bench_command(CLI::App& app, std::function<int()>& action);
 
 }  // namespace weft

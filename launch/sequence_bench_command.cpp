@@ -1,36 +1,43 @@
 #include "launch/sequence_bench_command.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launch/json_file.hpp"
 #include "launch/quantity.hpp"
 #include "launch/quote.hpp"
-#include "launch/sequence_bench.hpp"
+#include "launch/sequence_bench_tables.hpp"
 #include "launch/trainer.hpp"
 #include "src/core/log.hpp"
 
 namespace weft {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 struct SequenceBenchOptions {
   std::string config;
   std::vector<std::string> sets;
-  std::vector<std::string> tables{"bytes", "overlap", "memory"};
-  std::vector<std::string> strategies{"all"};
+  std::vector<std::string> tables;      // none: all that there are
+  std::vector<std::string> strategies;  // none: all, unless scans are named
+  std::vector<std::string> scans;
   std::vector<int> ranks{2, 4, 8, 16};
   std::string flops = "100GFLOP/s", memory_bandwidth = "20GB/s";
   std::string link_bandwidth = "10GB/s", latency = "10us";
   std::string real_time = "400ms";
   int repeats = 2;
   std::string memory = "40GiB";
+  std::vector<int64_t> state{1, 16, 128, 128};
+  std::vector<std::string> transitions{"scalar", "dense"};
+  std::vector<int64_t> tokens{65536, 262144};
+  std::vector<std::string> state_sizes{"512KiB", "2MiB", "8MiB", "32MiB", "64MiB"};
   std::string json;
 };
 
@@ -43,146 +50,197 @@ double above_zero(const char* flag, const std::string& text, const char* unit) {
 /// What the quantities say, read before any table is made.
 struct Quantities {
   explicit Quantities(const SequenceBenchOptions& options)
-      : machine{.flops_per_s = above_zero("--flops", options.flops, "FLOP/s"),
-                .memory_bytes_per_s =
-                    above_zero("--memory-bandwidth", options.memory_bandwidth, "B/s"),
-                .link_bytes_per_s = above_zero("--link-bandwidth", options.link_bandwidth, "B/s"),
-                .message_s = parse_quantity("--latency", options.latency, "s")},
-        real_s(parse_quantity("--real-time", options.real_time, "s")),
+      : runs{.machine = {.flops_per_s = above_zero("--flops", options.flops, "FLOP/s"),
+                         .memory_bytes_per_s =
+                             above_zero("--memory-bandwidth", options.memory_bandwidth, "B/s"),
+                         .link_bytes_per_s =
+                             above_zero("--link-bandwidth", options.link_bandwidth, "B/s"),
+                         .message_s = parse_quantity("--latency", options.latency, "s")},
+             .machine_text =
+                 fmt::format("{}, memory {}, link {} each way, {} a message", options.flops,
+                             options.memory_bandwidth, options.link_bandwidth, options.latency),
+             .real_s = parse_quantity("--real-time", options.real_time, "s"),
+             .repeats = options.repeats},
         memory_bytes(above_zero("--memory", options.memory, "B")) {
     WEFT_REQUIRE(memory_bytes <= kMostMemory, ExitCode::usage,
                  "--memory: expected at most 1000PB, got ", quote(options.memory));
-    WEFT_REQUIRE(real_s <= 600, ExitCode::usage, "--real-time: expected at most 600s, got ",
+    WEFT_REQUIRE(runs.real_s <= 600, ExitCode::usage, "--real-time: expected at most 600s, got ",
                  quote(options.real_time));
   }
 
-  SimulatedMachine machine;
-  double real_s;
+  SimulatedRuns runs;
   double memory_bytes;
 
  private:
   static constexpr double kMostMemory = 1e18;  // so that twice the tokens are still counted in i64
 };
 
-/// The strategies that were asked for, in the order of the table, each on every number of ranks.
-std::vector<StrategyOnRanks> cases_of(const SequenceBenchOptions& options) {
-  std::vector<StrategyOnRanks> cases;
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ",") + name;
+  return text;
+}
+
+bool among(const std::vector<std::string>& names, std::string_view name) {
+  return std::ranges::find(names, name) != names.end();
+}
+
+bool wants(const SequenceBenchOptions& options, std::string_view table) {
+  return options.tables.empty() || among(options.tables, table);
+}
+
+/// The rows of a table that were named, in its order. Throws Error(code), naming `flag`.
+template <class Row>
+std::vector<const Row*> rows_named(std::span<const Row> table,
+                                   const std::vector<std::string>& names, const char* flag,
+                                   ExitCode code) {
+  std::vector<const Row*> rows;
   std::string known = "all";
-  const auto asked = [&](const char* name) {
-    return std::count(options.strategies.begin(), options.strategies.end(), name) > 0;
-  };
-  size_t found = asked("all") ? 1 : 0;
-  for (const AttentionStrategy& strategy : attention_strategies()) {
-    known += concat(", ", strategy.name);
-    found += asked(strategy.name) ? 1 : 0;
-    if (!asked("all") && !asked(strategy.name)) continue;
-    for (const int ranks : options.ranks) cases.push_back({&strategy, ranks, ""});
+  size_t found = among(names, "all") ? 1 : 0;
+  for (const Row& row : table) {
+    known += concat(", ", row.name);
+    found += among(names, row.name) ? 1 : 0;
+    if (among(names, "all") || among(names, row.name)) rows.push_back(&row);
   }
-  std::string names;
-  for (const std::string& name : options.strategies) names += (names.empty() ? "" : ",") + name;
-  WEFT_REQUIRE(found == options.strategies.size(), ExitCode::config,
-               "--strategies: expected some of ", known, ", each once, got ", quote(names));
-  return cases;
+  WEFT_REQUIRE(found == names.size(), code, flag, ": expected some of ", known, ", each once, got ",
+               quote(joined(names)));
+  return rows;
 }
 
-// ---- Tables
+// ---- Of attention strategies
 
-/// The beginning of a row; the whole of it where the strategy refused, which is then true.
-bool print_case(const StrategyOnRanks& row) {
-  fmt::print("  {:<10}{:>6}", row.strategy->name, row.ranks);
-  if (!row.refused.empty()) fmt::print("  refused: {}\n", row.refused);
-  return !row.refused.empty();
-}
-
-Json to_json(const StrategyOnRanks& row) {
-  Json json{{"strategy", row.strategy->name}, {"ranks", row.ranks}};
-  if (!row.refused.empty()) json["refused"] = row.refused;
-  return json;
-}
-
-Json by_rank(const std::vector<PassBytes>& bytes) {
-  Json forward = Json::array(), backward = Json::array();
-  for (const PassBytes& rank : bytes) {
-    forward.push_back(rank.forward);
-    backward.push_back(rank.backward);
+struct StrategyBench {
+  StrategyBench(const SequenceBenchOptions& options, const Config& with) : config(with) {
+    const std::vector<std::string> all{"all"};
+    const bool unnamed = options.strategies.empty() && options.scans.empty();
+    const auto& names = unnamed ? all : options.strategies;
+    for (const auto* strategy :
+         rows_named(attention_strategies(), names, "--strategies", ExitCode::config)) {
+      for (const int ranks : options.ranks) cases.push_back({strategy, ranks, ""});
+    }
   }
-  return {{"forward", forward}, {"backward", backward}};
-}
+
+  const Config& config;
+  std::vector<StrategyOnRanks> cases;
+};
 
 /// Returns whether all predictions hold.
-bool bytes_table(const Config& config, std::span<const StrategyOnRanks> cases, Json& json) {
-  fmt::print("\nbytes a rank sends for the layer, as counted\n");
-  fmt::print("  {:<10}{:>6}{:>15}{:>15}{:>15}{:>15}  {}\n", "strategy", "ranks", "forward least",
-             "most", "backward least", "most", "predicted");
-  bool all_hold = true;
-  for (const SequenceBytes& row : bench_bytes(config, cases)) {
-    Json& entry = json.emplace_back(to_json(row));
-    if (print_case(row)) continue;
-    const bool holds = row.sent == row.booked;
-    all_hold &= holds;
-    const auto [f0, f1] = std::ranges::minmax(row.sent, {}, &PassBytes::forward);
-    const auto [b0, b1] = std::ranges::minmax(row.sent, {}, &PassBytes::backward);
-    fmt::print("{:>15}{:>15}{:>15}{:>15}  {}\n", f0.forward, f1.forward, b0.backward, b1.backward,
-               holds ? "the same" : "otherwise");
-    entry["sent"] = by_rank(row.sent);
-    entry["booked"] = by_rank(row.booked);
+bool run(const StrategyBench& bench, const SequenceBenchOptions& options, const Quantities& given,
+         Json& json) {
+  const AttentionSetting layer = attention_setting(bench.config, 1);
+  fmt::print("{}: one attention layer of {} x {} tokens, {} heads ({} of keys) of {}, {}{}\n",
+             options.config, layer.batch, layer.cuts.total(), layer.heads, layer.kv_heads,
+             layer.head_dim, name(layer.dtype), layer.causal ? ", causal" : "");
+  json["layer"] = {{"batch", layer.batch},       {"tokens", layer.cuts.total()},
+                   {"heads", layer.heads},       {"kv_heads", layer.kv_heads},
+                   {"head_dim", layer.head_dim}, {"dtype", name(layer.dtype)},
+                   {"causal", layer.causal}};
+  bool bytes_hold = true;
+  if (wants(options, "bytes")) bytes_hold = bytes_table(bench.config, bench.cases, json["bytes"]);
+  if (wants(options, "overlap")) {
+    overlap_table(bench.config, bench.cases, given.runs, json["overlap"]);
   }
-  return all_hold;
-}
-
-Json to_json(const Overlap& overlap) {
-  return {{"kernels_s", overlap.kernels_s},
-          {"transfers_s", overlap.transfers_s},
-          {"critical_path_s", overlap.both_s},
-          {"hidden", overlap.hidden()}};
-}
-
-void overlap_table(const SequenceBenchOptions& options, const Quantities& given,
-                   const Config& config, std::span<const StrategyOnRanks> cases, Json& json) {
-  fmt::print(
-      "\nsimulated ms of the layer, forward and backward ({}, memory {}, link {} each way, {} a "
-      "message)\n",
-      options.flops, options.memory_bandwidth, options.link_bandwidth, options.latency);
-  fmt::print("  {:<10}{:>6}{:>11}{:>11}{:>11}{:>9}{:>8}{}\n", "strategy", "ranks", "kernels",
-             "transfers", "both", "hidden", "busy", given.real_s > 0 ? "   attained   ratio" : "");
-  for (const SequenceTime& row :
-       bench_time(config, cases, given.machine, given.real_s, options.repeats)) {
-    Json& entry = json.emplace_back(to_json(row));
-    if (print_case(row)) continue;
-    const auto& [kernels_s, transfers_s, both_s] = row.overlap.step;
-    fmt::print("{:>11.3f}{:>11.3f}{:>11.3f}{:>8.1f}%{:>7.1f}%", 1e3 * kernels_s, 1e3 * transfers_s,
-               1e3 * both_s, 100 * row.overlap.step.hidden(), 100 * row.overlap.busy);
-    entry["forward"] = to_json(row.overlap.forward);
-    entry["step"] = to_json(row.overlap.step);
-    entry["busy"] = row.overlap.busy;
-    if (row.attained_s > 0) {
-      fmt::print("{:>11.3f}{:>8.3f}", 1e3 * row.attained_s, row.attained_ratio());
-      entry["attained_s"] = row.attained_s;
-    }
-    fmt::print("\n");
+  if (wants(options, "memory")) {
+    memory_table(bench.config, bench.cases, static_cast<int64_t>(given.memory_bytes),
+                 options.memory, json["memory"]);
   }
+  return bytes_hold;
 }
 
-void memory_table(const SequenceBenchOptions& options, const Quantities& given,
-                  const Config& config, std::span<const StrategyOnRanks> cases, Json& json) {
-  fmt::print("\nlongest sequence whose training step takes at most {} a rank\n", options.memory);
-  fmt::print("  {:<10}{:>6}{:>14}{:>14}{:>12}  {}\n", "strategy", "ranks", "tokens", "a rank",
-             "peak GiB", "most of it");
-  for (const SequenceMemory& row :
-       bench_memory(config, cases, static_cast<int64_t>(given.memory_bytes))) {
-    Json& entry = json.emplace_back(to_json(row));
-    if (print_case(row)) continue;
-    entry["tokens"] = row.tokens;
-    if (row.tokens == 0) {
-      fmt::print("{:>14}  one token does not fit\n", 0);
-      continue;
+// ---- Of state scans
+
+StateShape state_shape(const SequenceBenchOptions& options, const Config& config) {
+  const auto& dims = options.state;
+  const auto expect = [&](bool holds) {
+    WEFT_REQUIRE(holds, ExitCode::usage,
+                 "--state: expected four integers B,H,K,V from 1 to 4096, their product at most ",
+                 int64_t{1} << 32, ", got ", quote(fmt::format("{}", fmt::join(dims, ","))));
+  };
+  expect(dims.size() == 4);
+  int64_t numbers = 1;
+  for (const int64_t dim : dims) {
+    expect(dim >= 1 && dim <= 4096);
+    numbers *= dim;
+  }
+  expect(numbers <= int64_t{1} << 32);
+  return {.batch = dims[0],
+          .heads = dims[1],
+          .key_dim = dims[2],
+          .value_dim = dims[3],
+          .dtype = config.train.precision,
+          .options = named_strategies(config).scan_options};
+}
+
+/// In bytes, each a whole number of heads.
+std::vector<int64_t> state_sizes(const SequenceBenchOptions& options, const StateShape& shape) {
+  const int64_t head = shape.key_dim * shape.value_dim * size_of(accumulator_of(shape.dtype));
+  constexpr double kMost = int64_t{16} << 30;
+  std::vector<int64_t> sizes;
+  for (const std::string& text : options.state_sizes) {
+    const double bytes = parse_quantity("--state-sizes", text, "B");
+    WEFT_REQUIRE(bytes >= 1 && bytes <= kMost && std::fmod(bytes, static_cast<double>(head)) == 0,
+                 ExitCode::usage, "--state-sizes: expected at most 16GiB in whole heads of ", head,
+                 " bytes, got ", quote(text));
+    sizes.push_back(static_cast<int64_t>(bytes));
+  }
+  return sizes;
+}
+
+struct ScanBench {
+  ScanBench(const SequenceBenchOptions& options, const Config& config)
+      : shape(state_shape(options, config)),
+        scans(rows_named(state_scans(), options.scans, "--scans", ExitCode::config)),
+        transitions(
+            rows_named(transition_kinds(), options.transitions, "--transitions", ExitCode::usage)) {
+    if (!scans.empty()) sizes = state_sizes(options, shape);
+    for (const auto* scan : scans) {
+      for (const auto* transition : transitions) {
+        for (const int ranks : options.ranks) cases.push_back({scan, transition, ranks});
+      }
     }
-    fmt::print(
-        "{:>14}{:>14}{:>12.2f}  {} ({:.0f}%)\n", row.tokens, row.tokens / row.ranks,
-        static_cast<double>(row.peak_bytes) / (1 << 30), row.largest,
-        100.0 * static_cast<double>(row.largest_bytes) / static_cast<double>(row.peak_bytes));
-    entry["peak_bytes"] = row.peak_bytes;
-    entry["largest"] = {{"name", row.largest}, {"bytes", row.largest_bytes}};
+  }
+
+  StateShape shape;
+  std::vector<const StateScanKind*> scans;
+  std::vector<const TransitionKindName*> transitions;
+  std::vector<int64_t> sizes;
+  std::vector<ScanOnRanks> cases;
+};
+
+/// Returns whether what was counted is the closed form.
+bool run(const ScanBench& bench, const SequenceBenchOptions& options, const Quantities& given,
+         Json& json) {
+  const auto& [batch, heads, key_dim, value_dim, dtype, scan_options] = bench.shape;
+  fmt::print("scans of a state of {} x {} heads of {} x {}, {}\n", batch, heads, key_dim, value_dim,
+             name(accumulator_of(dtype)));
+  json["state"] = {{"batch", batch},
+                   {"heads", heads},
+                   {"key_dim", key_dim},
+                   {"value_dim", value_dim},
+                   {"dtype", name(accumulator_of(dtype))}};
+  bool bytes_hold = true;
+  if (wants(options, "bytes")) {
+    bytes_hold = scan_bytes_table(bench.shape, bench.cases, options.tokens, json["bytes"]);
+  }
+  if (wants(options, "overlap")) {
+    scan_overlap_table(bench.shape, bench.cases, options.tokens, given.runs, json["overlap"]);
+  }
+  if (wants(options, "crossover")) {
+    scan_crossover_table(bench.shape, bench.scans, bench.transitions, bench.sizes, options.ranks,
+                         given.runs, json["crossover"]);
+  }
+  return bytes_hold;
+}
+
+// ---- Both
+
+/// Refuses a table that nothing named has.
+void check_tables(const SequenceBenchOptions& options, bool strategies, bool scans) {
+  for (const std::string& table : options.tables) {
+    WEFT_REQUIRE(strategies || table != "memory", ExitCode::usage,
+                 "--tables: memory is of attention strategies, and --strategies names none");
+    WEFT_REQUIRE(scans || table != "crossover", ExitCode::usage,
+                 "--tables: crossover is of state scans, and --scans names none");
   }
 }
 
@@ -191,28 +249,14 @@ int sequence_bench(const SequenceBenchOptions& options) {
   sets.push_back("data.path=synthetic");  // whatever the file says, or does not say
   const LoadedConfig loaded = load_config(options.config, sets);
   for (const std::string& note : loaded.notes) log::info(note);
-  const Config& config = loaded.config;
   const Quantities given(options);
-  const std::vector<StrategyOnRanks> cases = cases_of(options);
-  const AttentionSetting layer = attention_setting(config, 1);
-  fmt::print("{}: one attention layer of {} x {} tokens, {} heads ({} of keys) of {}, {}{}\n",
-             options.config, layer.batch, layer.cuts.total(), layer.heads, layer.kv_heads,
-             layer.head_dim, name(layer.dtype), layer.causal ? ", causal" : "");
-  Json json{{"layer",
-             {{"batch", layer.batch},
-              {"tokens", layer.cuts.total()},
-              {"heads", layer.heads},
-              {"kv_heads", layer.kv_heads},
-              {"head_dim", layer.head_dim},
-              {"dtype", name(layer.dtype)},
-              {"causal", layer.causal}}}};
-  const auto wanted = [&](const char* table) {
-    return std::count(options.tables.begin(), options.tables.end(), table) > 0;
-  };
+  const StrategyBench strategies(options, loaded.config);
+  const ScanBench scans(options, loaded.config);
+  check_tables(options, !strategies.cases.empty(), !scans.cases.empty());
+  Json json;
   bool bytes_hold = true;
-  if (wanted("bytes")) bytes_hold = bytes_table(config, cases, json["bytes"]);
-  if (wanted("overlap")) overlap_table(options, given, config, cases, json["overlap"]);
-  if (wanted("memory")) memory_table(options, given, config, cases, json["memory"]);
+  if (!strategies.cases.empty()) bytes_hold &= run(strategies, options, given, json);
+  if (!scans.cases.empty()) bytes_hold &= run(scans, options, given, json["scans"]);
   write_json(options.json, json);
   return static_cast<int>(bytes_hold ? ExitCode::done : ExitCode::comparison);
 }
@@ -221,7 +265,7 @@ int sequence_bench(const SequenceBenchOptions& options) {
 
 void add_sequence_bench_command(CLI::App& bench, std::function<int()>& action) {
   CLI::App* command = bench.add_subcommand(
-      "sequence", "what each sequence strategy costs: bytes, overlap, longest sequence");
+      "sequence", "what each attention strategy or state scan costs: bytes, time, memory");
   auto options = std::make_shared<SequenceBenchOptions>();
   command->add_option("config", options->config, "YAML file; its data is not read")
       ->required()
@@ -231,25 +275,29 @@ void add_sequence_bench_command(CLI::App& bench, std::function<int()>& action) {
       ->allow_extra_args(false);
   // A list is one argument, so that CONFIG may follow it.
   const auto list = [&](const char* flag, auto& values, const char* help, const char* type) {
-    return command->add_option(flag, values, help)
-        ->delimiter(',')
-        ->allow_extra_args(false)
-        ->capture_default_str()
-        ->type_name(type);
+    auto* option = command->add_option(flag, values, help)
+                       ->delimiter(',')
+                       ->allow_extra_args(false)
+                       ->type_name(type);
+    return values.empty() ? option : option->capture_default_str();
   };
-  list("--tables", options->tables, "some of bytes, overlap, memory", "TABLE,...")
-      ->check(CLI::IsMember({"bytes", "overlap", "memory"}));
-  list("--strategies", options->strategies, "all, or names of `weft strategies`", "NAME,...");
+  list("--tables", options->tables, "some of bytes, overlap, memory, crossover [all]", "TABLE,...")
+      ->check(CLI::IsMember({"bytes", "overlap", "memory", "crossover"}));
+  list("--strategies", options->strategies,
+       "attention: all, or names of `weft strategies` [all, unless there are --scans]", "NAME,...");
+  list("--scans", options->scans, "state scans: all, or names of `weft strategies`", "NAME,...");
   list("--ranks", options->ranks, "ranks of the sequence axis", "P,...")->check(CLI::Range(1, 64));
   const auto quantity = [&](const char* flag, std::string& value, const char* help) {
     command->add_option(flag, value, help)->capture_default_str()->type_name("QUANTITY");
   };
-  quantity("--flops", options->flops, "overlap: what a rank computes");
-  quantity(
-      "--memory-bandwidth", options->memory_bandwidth,
-      "overlap: a kernel lasts as long as the longer of its arithmetic and its memory traffic");
-  quantity("--link-bandwidth", options->link_bandwidth, "overlap: what a rank sends, and receives");
-  quantity("--latency", options->latency, "overlap: what a message takes besides its bytes");
+  quantity("--flops", options->flops, "overlap, crossover: what a rank computes");
+  quantity("--memory-bandwidth", options->memory_bandwidth,
+           "overlap, crossover: a kernel lasts as long as the longer of its arithmetic and its "
+           "memory traffic");
+  quantity("--link-bandwidth", options->link_bandwidth,
+           "overlap, crossover: what a rank sends, and receives");
+  quantity("--latency", options->latency,
+           "overlap, crossover: what a message takes besides its bytes");
   quantity("--real-time", options->real_time,
            "overlap: how long a step is stretched to in real runs; 0s: none");
   command->add_option("--repeats", options->repeats, "overlap: real runs, the fastest counts")
@@ -257,6 +305,12 @@ void add_sequence_bench_command(CLI::App& bench, std::function<int()>& action) {
       ->capture_default_str()
       ->type_name("N");
   quantity("--memory", options->memory, "memory: limit of a rank");
+  list("--state", options->state, "scans: a rank's state", "B,H,K,V");
+  list("--transitions", options->transitions,
+       "scans: all, or some of none, scalar (a head), vector (a row), dense", "KIND,...");
+  list("--tokens", options->tokens, "scans: lengths of the sequence, bytes and overlap", "N,...")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  list("--state-sizes", options->state_sizes, "scans: crossover", "QUANTITY,...");
   command->add_option("--json", options->json, "write the result to FILE")->type_name("FILE");
   command->callback(
       [&action, options] { action = [options] { return sequence_bench(*options); }; });

@@ -5,9 +5,9 @@
 #include <cmath>
 
 #include "parallel/comm/recording.hpp"
+#include "parallel/sequence/scan_bytes.hpp"
 #include "parallel/sequence/zeco.hpp"
 #include "tests/sequence_grid.hpp"
-#include "tests/state_scan_bytes.hpp"
 #include "tests/state_scan_testing.hpp"
 
 namespace weft {

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "parallel/comm/simulated.hpp"
+#include "parallel/sequence/scan_bytes.hpp"
 #include "src/kernels/pointwise.hpp"
-#include "tests/state_scan_bytes.hpp"
 #include "tests/state_scan_testing.hpp"
 
 namespace weft {

@@ -1,10 +1,14 @@
 // Closed forms of what a state scan sends and how often it calls, from docs/sequence.md: by
-// position, which counts from the end that nothing enters.
+// position, which counts from the end that nothing enters. No scan reads them: what they send is
+// held to them.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string_view>
+
+#include "parallel/sequence/strategies.hpp"
 
 namespace weft {
 
@@ -51,5 +55,9 @@ inline int doubling_rounds(int ranks) {
   while (1 << rounds < ranks) ++rounds;
   return rounds;
 }
+
+/// Of the scan of that name in the table. Throws Error(internal) where none is known.
+int64_t scan_bytes(std::string_view scan, const ScanByteShape& s, int position,
+                   const StateScanOptions& options);
 
 }  // namespace weft
