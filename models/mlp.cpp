@@ -28,18 +28,15 @@ void Mlp::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& f
   const Tensor up = frame.pop("up");
   const Tensor gate = frame.pop("gate");
   const Scope scope(ctx.scratch);
-  const auto wide = [&](const char* name) {
-    return ctx.scratch.allocate(name, x.dtype, {x.dim(0), width_});
-  };
-  const Tensor activation = wide("activation"), dactivation = wide("dactivation");
-  const Tensor dgate = wide("dgate"), dup = wide("dup");
-  down_.backward_input(dactivation, dy, ctx);
+  // The widest tensors of a layer: each gradient takes the place of what it is of.
+  const Tensor activation = ctx.scratch.allocate("activation", x.dtype, {x.dim(0), width_});
+  down_.backward_input(activation, dy, ctx);
   swiglu_backward(
-      {.dgate = dgate, .dup = dup, .y = activation, .dy = dactivation, .gate = gate, .up = up},
+      {.dgate = gate, .dup = up, .y = activation, .dy = activation, .gate = gate, .up = up},
       ctx.compute);
   down_.backward_weight(dy, activation, ctx);
-  gate_.backward(dx, dgate, x, ctx);
-  up_.backward(dx, dup, x, ctx, /*accumulate=*/true);
+  gate_.backward(dx, gate, x, ctx);
+  up_.backward(dx, up, x, ctx, /*accumulate=*/true);
 }
 
 void Mlp::visit(const std::function<void(Parameter&)>& f) {

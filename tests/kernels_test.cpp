@@ -219,6 +219,17 @@ TEST(Swiglu, GradientsAreFiniteDifferences) {
   EXPECT_LE(finite_difference(loss, up, values(dup)), kGradientTolerance);
 }
 
+TEST_P(Kernels, SwigluGradientsMayTakeThePlaceOfTheirInputs) {
+  const Owned gate = normals(dtype(), {7, 19}, "gate"), up = normals(dtype(), {7, 19}, "up");
+  const Owned d = normals(dtype(), {7, 19}, "dy");
+  const Owned dgate(dtype(), {7, 19}), dup(dtype(), {7, 19}), y(dtype(), {7, 19});
+  swiglu_backward({dgate, dup, y, d, gate, up}, cpu_stream());
+  swiglu_backward({gate, up, d, d, gate, up}, cpu_stream());
+  EXPECT_TRUE(same_bits(values(gate), values(dgate)));
+  EXPECT_TRUE(same_bits(values(up), values(dup)));
+  EXPECT_TRUE(same_bits(values(d), values(y)));
+}
+
 TEST_P(Kernels, SwigluSaturates) {  // silu is 0 far left and the identity far right
   const Owned gate = from_values(dtype(), {1, 4}, {-2000, -200, 200, 2000});
   const Owned up = filled(dtype(), {1, 4}, 3), dy = filled(dtype(), {1, 4}, 1), y(dtype(), {1, 4});

@@ -40,8 +40,9 @@ Cost cost(const SwigluArgs& args);
 void swiglu_forward(const SwigluArgs& args, Stream& stream);
 
 struct SwigluGradArgs {
-  Tensor dgate, dup;  // [R, F]
-  Tensor y;           // [R, F]: the forward's output again, for the down projection's gradient
+  Tensor dgate, dup;  // [R, F]; may be gate and up
+  Tensor y;           // [R, F]: the forward's output again, for the down projection's gradient; may
+                      // be dy
   Tensor dy;          // [R, F]
   Tensor gate, up;    // [R, F]
 };
