@@ -17,25 +17,6 @@ using Result = naive::StateMixerResult;
 const std::vector<std::vector<int64_t>> kDocuments = {
     {}, {0}, {1}, {63}, {64}, {65}, {20, 21, 22, 40}, {0, 30, 62, 100, 127, 128, 190}};
 
-/// Every field of a result by its name.
-template <class F>
-void for_fields(F&& f) {
-  f("out", &Result::out);
-  f("hT", &Result::hT);
-  f("dq", &Result::dq);
-  f("dk", &Result::dk);
-  f("dv", &Result::dv);
-  f("dlog_decay", &Result::dlog_decay);
-  f("dbeta", &Result::dbeta);
-  f("dh0", &Result::dh0);
-}
-
-/// docs/numerics.md derives both.
-double tolerance(DType dtype, std::string_view field) {
-  if (dtype == DType::f64) return 1e-12;
-  return field == "dlog_decay" ? 1e-4 : 1e-5;
-}
-
 void expect_result(const Result& got, const Result& expected, DType dtype) {
   for_fields([&](const char* field, auto member) {
     if ((got.*member).empty()) return;  // hT and dh0 that were not asked for

@@ -9,22 +9,6 @@ double to_f32(double x) {
   return static_cast<float>(x);
 }
 
-/// The shape of the log decays of a kind, none for a kind without.
-std::vector<int64_t> decay_shape(const Inputs& in) {
-  switch (in.kind) {
-    case StateKind::none:
-      return {};
-    case StateKind::fixed:
-      return {in.heads};
-    case StateKind::scalar:
-    case StateKind::delta:
-      return {in.batch, in.tokens, in.heads};
-    case StateKind::vector:
-      return {in.batch, in.tokens, in.heads, in.key_dim};
-  }
-  return {};
-}
-
 int64_t numel(const std::vector<int64_t>& shape) {
   int64_t n = shape.empty() ? 0 : 1;
   for (const int64_t d : shape) n *= d;
@@ -72,7 +56,7 @@ class Shard {
     assign(inputs_.v, in.v);
     tokens_ = {in.kind, inputs_.k, inputs_.v, {}, {}, {}};
     if (in.kind != StateKind::none) {
-      tokens_.log_decay = keep(from_values(dtype_, decay_shape(in), in.log_decay));
+      tokens_.log_decay = keep(from_values(dtype_, log_decay_shape(in), in.log_decay));
     }
     if (in.kind == StateKind::delta) {
       tokens_.beta = keep(from_values(dtype_, {in.batch, in.tokens, in.heads}, in.beta));
@@ -148,7 +132,7 @@ class Shard {
   void backward(MixerRun& run) {
     StateGradients gradients{gradients_.q, gradients_.k, gradients_.v, {}, {}};
     if (in_.kind != StateKind::none && in_.kind != StateKind::fixed) {
-      gradients.dlog_decay = keep(Owned(dtype_, decay_shape(in_)));
+      gradients.dlog_decay = keep(Owned(dtype_, log_decay_shape(in_)));
     }
     if (tokens_.beta) gradients.dbeta = keep(Owned(dtype_, {in_.batch, in_.tokens, in_.heads}));
     const StateCosummaryArgs summary{h0_ ? transition() : Tensor(),
@@ -207,6 +191,21 @@ const char* name(StateKind kind) {
   return kNames[static_cast<int>(kind)];
 }
 
+std::vector<int64_t> log_decay_shape(const Inputs& in) {
+  switch (in.kind) {
+    case StateKind::none:
+      return {};
+    case StateKind::fixed:
+      return {in.heads};
+    case StateKind::scalar:
+    case StateKind::delta:
+      return {in.batch, in.tokens, in.heads};
+    case StateKind::vector:
+      return {in.batch, in.tokens, in.heads, in.key_dim};
+  }
+  return {};
+}
+
 Inputs mixer_problem(StateKind kind, const MixerSizes& sizes) {
   const auto& [batch, tokens, heads, key_dim, value_dim] = sizes;
   Inputs in;
@@ -222,7 +221,7 @@ Inputs mixer_problem(StateKind kind, const MixerSizes& sizes) {
   in.h0 = normal_values(batch * heads * key_dim * value_dim, "h0");
   in.dhT = normal_values(batch * heads * key_dim * value_dim, "dhT");
   normalise_keys(in);
-  in.log_decay = mixed_log_decays(numel(decay_shape(in)), kind != StateKind::fixed);
+  in.log_decay = mixed_log_decays(numel(log_decay_shape(in)), kind != StateKind::fixed);
   if (kind == StateKind::delta) {
     for (const double x : normal_values(rows, "beta")) {
       in.beta.push_back(to_f32(1 / (1 + std::exp(-x))));

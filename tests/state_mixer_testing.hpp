@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/kernels/naive/state_mixer.hpp"
@@ -23,6 +24,9 @@ struct MixerSizes {
 /// length 1, beta in (0, 1), decays from 1 to 0.5 with now and then 0 and 1e-3; no documents.
 naive::StateMixerInputs mixer_problem(StateKind kind, const MixerSizes& sizes);
 
+/// The shape of the log decays, of no dims for a kind without.
+std::vector<int64_t> log_decay_shape(const naive::StateMixerInputs& in);
+
 /// Every log decay the same.
 void set_decay(naive::StateMixerInputs& in, double log_decay);
 
@@ -35,6 +39,25 @@ void set_documents(naive::StateMixerInputs& in, const std::vector<int64_t>& star
 
 /// Tokens [begin, end) of all sequences, with the same states and gradients of states.
 naive::StateMixerInputs cut(const naive::StateMixerInputs& in, int64_t begin, int64_t end);
+
+/// Every field of a result by its name.
+template <class F>
+void for_fields(F&& f) {
+  f("out", &naive::StateMixerResult::out);
+  f("hT", &naive::StateMixerResult::hT);
+  f("dq", &naive::StateMixerResult::dq);
+  f("dk", &naive::StateMixerResult::dk);
+  f("dv", &naive::StateMixerResult::dv);
+  f("dlog_decay", &naive::StateMixerResult::dlog_decay);
+  f("dbeta", &naive::StateMixerResult::dbeta);
+  f("dh0", &naive::StateMixerResult::dh0);
+}
+
+/// Relative RMS that a field may be off by; docs/numerics.md derives it.
+inline double tolerance(DType dtype, std::string_view field) {
+  if (dtype == DType::f64) return 1e-12;
+  return field == "dlog_decay" ? 1e-4 : 1e-5;
+}
 
 /// What all passes of one shard give.
 struct MixerRun {

@@ -74,7 +74,8 @@ std::vector<double> plus(std::vector<double> a, const std::vector<double>& b) {
   return a;
 }
 
-/// What a layer does while a scan is under way: all that the scratch has left is its own.
+}  // namespace
+
 void use_scratch(StepContext& ctx) {
   const Scope scope(ctx.scratch);
   fill({.y = ctx.scratch.allocate("meanwhile", DType::f64, {512}), .value = NAN}, ctx.compute);
@@ -87,8 +88,6 @@ bool same_entries(const Ledger& predicted, const Ledger& counted) {
   for (const auto& [key, bytes] : booked) same &= bytes == 0 || moved.contains(key);
   return same;
 }
-
-}  // namespace
 
 const char* name(TransitionKind kind) {
   constexpr const char* kNames[] = {"none", "scalar", "vector", "dense"};
@@ -179,11 +178,16 @@ ScanRun run_scan(const MakeScan& make, const ScanProblem& p, const StartRanks& s
   return run;
 }
 
-std::vector<ScanVariant> scan_variants() {
+std::vector<ScanVariant> scans_of_the_table() {
   std::vector<ScanVariant> all;
   for (const StateScanKind& kind : state_scans()) {
     all.push_back({kind.name, [&kind] { return kind.make({}); }});
   }
+  return all;
+}
+
+std::vector<ScanVariant> scan_variants() {
+  std::vector<ScanVariant> all = scans_of_the_table();
   for (const int64_t blocks : {1, 2, 3, 6, 8, 42, 1000}) {  // 6 states, 42 columns
     all.push_back({concat("zeco_", blocks, "_blocks"),
                    [blocks] { return make_zeco_scan({.zeco_blocks = blocks}); }});

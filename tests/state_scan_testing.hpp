@@ -70,6 +70,13 @@ struct ScanVariant {
   friend void PrintTo(const ScanVariant& variant, std::ostream* out) { *out << variant.name; }
 };
 std::vector<ScanVariant> scan_variants();
+std::vector<ScanVariant> scans_of_the_table();  // alone, as a config without options makes them
+
+/// What a layer does while a scan is under way: all that the scratch has left is its own.
+void use_scratch(StepContext& ctx);
+
+/// Whether every transfer was booked as it was counted.
+bool same_entries(const Ledger& predicted, const Ledger& counted);
 
 /// The largest relative error of any rank, both ways.
 double error_of(const ScanRun& run, const ScanProblem& p);
