@@ -38,7 +38,7 @@ export TSAN_OPTIONS=halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 if $short; then
   few='Stream|Event|Arena|Philox|Random|TokenFile|Loader|Collectives|Mismatch|Failure|Mesh|CriticalPath'
   few="$few|LateDelivery|StrategyBytes\.OfEven|Strategies\.[A-Za-z]*64/[0-3]|Halo|Projected"
-  few="$few|StateScan\.|StateScans\.InFlight[A-Za-z]*/[0-2]"
+  few="$few|StateScan\.|StateScans\.InFlight[A-Za-z]*/[0-2]|MixStates\.[A-Za-z]*Late/[23]"
   [ "$kind" = thread ] || few="$few|Kernels|Attention|Rope"
   results=$(run "$log/tests.log" -R "$few" -E 'Mpi|NOT_BUILT|Full|InRealTime' -LE 'full|commands')
 else
