@@ -41,6 +41,7 @@ void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
   ctx.observe(layer_, "dmlp", d);
   add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), frame, ctx);
   frame.pop("stream");
+  frame.release_popped();
   ctx.observe(layer_, "dmixer", d);
   add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), frame, ctx);
   frame.pop("mid");

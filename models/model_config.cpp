@@ -122,6 +122,12 @@ void validate_linear(const ModelConfig& m) {
   require(!linear.gate_normalizer || low_rank || family->kind == StateKind::scalar,
           "linear.gate_normalizer", "no such key with family: ", family->name, ", got ",
           linear.gate_normalizer.value_or(0));
+  // backward finds a map's slope in its result, which the rotation has overwritten
+  require(
+      !family->rotary || linear.feature_map.value_or(family->feature_map) == FeatureMap::identity,
+      "linear.feature_map", "identity with family: ", family->name,
+      ", whose keys turn, got "
+      "another map");
   const int64_t key_dim = state_layout(m, 'L').key_dim;
   require(!family->rotary || key_dim % 2 == 0, "linear.expand_k",
           "keys of an even width, which turn with their positions, got ", key_dim);

@@ -20,11 +20,11 @@ Tensor Frame::push(const char* slot, DType dtype, std::initializer_list<int64_t>
     slots_.push_back(take_held(slot));
   } else if (kept) {
     const Arena::Mark below = slab_.mark();
-    slots_.push_back({slot, slab_.allocate(slot, dtype, shape), below, open_, kept});
+    slots_.push_back({slot, slab_.allocate(slot, dtype, shape), below, {}, open_, kept});
   } else {
     check_scratch();
-    slots_.push_back({slot, scratch_->allocate(slot, dtype, shape), {}, open_, kept});
-    dropped_end_ = scratch_->used();
+    const Tensor tensor = scratch_->allocate(slot, dtype, shape);
+    slots_.push_back({slot, tensor, {}, scratch_->mark(), open_, kept});
   }
   return slots_.back().tensor;
 }
@@ -84,7 +84,6 @@ void Frame::open(int layer, Arena& scratch) {
   open_ = layer;
   scratch_ = &scratch;
   before_ = scratch.mark();
-  dropped_end_ = before_.used;
 }
 
 Frame::Slot Frame::take_held(const char* slot) {
@@ -102,9 +101,20 @@ const Frame::Slot* Frame::latest(const char* slot) const {
   return found == slots_.rend() ? nullptr : &*found;
 }
 
+Arena::Mark Frame::dropped_end() const {
+  const auto last =
+      std::find_if(slots_.rbegin(), slots_.rend(), [](const Slot& s) { return !s.kept; });
+  return last == slots_.rend() ? before_ : last->above;
+}
+
+void Frame::release_popped() {
+  check_scratch();
+  scratch_->rewind(dropped_end());
+}
+
 void Frame::check_scratch() const {
-  WEFT_CHECK(scratch_->used() >= dropped_end_, "the scratch was rewound to ", scratch_->used(),
-             " bytes, slots of the open layer reach to ", dropped_end_);
+  WEFT_CHECK(scratch_->used() >= dropped_end().used, "the scratch was rewound to ",
+             scratch_->used(), " bytes, slots of the open layer reach to ", dropped_end().used);
 }
 
 }  // namespace weft

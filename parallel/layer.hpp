@@ -57,6 +57,9 @@ class Frame {
   /// Whether the latest slot of that name still holds what an earlier forward wrote.
   bool present(const char* slot) const;
   bool empty() const { return slots_.empty(); }
+  /// Gives back the scratch of the open layer's dropped slots that have been popped. No Scope of
+  /// the scratch may be open inside the layer.
+  void release_popped();
 
   /// Begins a layer's forward; `scratch` takes what the policy drops.
   void open_layer(Arena& scratch);
@@ -71,12 +74,15 @@ class Frame {
     const char* name;
     Tensor tensor;
     Arena::Mark below;     // of the slab, where it is kept
+    Arena::Mark above;     // of the scratch, where it is dropped
     int layer;             // counted as they open; 0: of none
     bool kept;             // lies in the slab
     bool present = false;  // found in place when it was pushed
   };
 
   void open(int layer, Arena& scratch);
+  /// Of the scratch, above the open layer's dropped slots.
+  Arena::Mark dropped_end() const;
   /// The next of the slots that the layer kept, which must bear this name.
   Slot take_held(const char* slot);
   const Slot* latest(const char* slot) const;  // or null
@@ -97,7 +103,6 @@ class Frame {
   std::vector<Slot> held_;    // what it kept and that forward has not pushed yet, the next one last
   Arena* scratch_ = nullptr;  // while a layer is open
   Arena::Mark before_{};      // of the scratch, when the layer opened
-  int64_t dropped_end_ = 0;   // bytes of the scratch up to the end of the last dropped slot
 };
 
 /// Sees named tensors as a step passes them, each once: not again where backward computes them

@@ -283,6 +283,10 @@ const BadText kBadTogether[] = {
      "run.yaml:1: model.linear.family: expected basic, lightning, retention, simple_gla or gla, "
      "got "
      "'glaa' (did you mean 'gla'?)"},
+    {"MapBeforeARotation",
+     "model:\n  layer_pattern: L\n  linear: {family: retention, feature_map: elu}\n",
+     "run.yaml:3: model.linear.feature_map: expected identity with family: retention, whose keys "
+     "turn, got another map"},
     {"RankOfAFixedDecay", "model:\n  layer_pattern: L\n  linear: {family: basic, gate_rank: 4}\n",
      "run.yaml:3: model.linear.gate_rank: expected no such key with family: basic, got 4"},
     {"LBothWays", "model:\n  layer_pattern: L\n  linear: {family: basic}\n  causal: false\n",
