@@ -15,8 +15,9 @@ void check_gate(const Tensor& gate, GateFunction function, const Tensor& like) {
   }
 }
 
-void check_rows(const Tensor& x, const Tensor& rstd, const Tensor& weight) {
-  WEFT_CHECK(x.ndim == 2 && weight.has_shape({x.dim(1)}), x.text(), " ", weight.text());
+void check_rows(const Tensor& x, const Tensor& rstd, const Tensor& weight, DType dtype) {
+  WEFT_CHECK(x.ndim == 2 && weight.has_shape({x.dim(1)}) && weight.dtype == dtype, x.text(), " ",
+             weight.text());
   WEFT_CHECK(rstd.has_shape({x.dim(0)}) && rstd.dtype == x.dtype, rstd.text());
   check_contiguous({&x, &rstd, &weight});
 }
@@ -27,7 +28,7 @@ Cost cost(const GatedNormArgs& a) {
   return {(a.gate ? 10.0 : 4.0) * a.x.numel(), bytes({&a.x, &a.gate, &a.weight, &a.y, &a.rstd})};
 }
 void gated_norm_forward(const GatedNormArgs& args, Stream& stream) {
-  check_rows(args.x, args.rstd, args.weight);
+  check_rows(args.x, args.rstd, args.weight, args.y.dtype);
   check_wide(args.x, args.y);
   check_gate(args.gate, args.function, args.y);
   check_contiguous({&args.y});
@@ -40,7 +41,7 @@ Cost cost(const GatedNormGradArgs& a) {
                  &a.dweight})};
 }
 void gated_norm_backward(const GatedNormGradArgs& args, Stream& stream) {
-  check_rows(args.x, args.rstd, args.weight);
+  check_rows(args.x, args.rstd, args.weight, args.dy.dtype);
   check_wide(args.x, args.dy);
   check_same(args.dx, args.dy);
   check_same(args.y, args.dy);

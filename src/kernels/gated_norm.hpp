@@ -28,7 +28,7 @@ Cost cost(const GatedNormArgs& args);
 void gated_norm_forward(const GatedNormArgs& args, Stream& stream);
 
 struct GatedNormGradArgs {
-  Tensor dx;       // out [R, D], type of dy
+  Tensor dx;       // out [R, D], type of dy; may be dy
   Tensor dgate;    // out [R, D], type of dy; absent for none; may not be dy
   Tensor dweight;  // [D], accumulates
   Tensor y;        // out [R, D]: the forward's output again, for the next projection's gradient

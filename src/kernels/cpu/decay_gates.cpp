@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "src/kernels/cpu/column_sums.hpp"
+
 namespace weft::cpu {
 namespace {
 
@@ -51,12 +53,14 @@ void sigmoid_decay_backward(const SigmoidDecayGradArgs& args) {
   visit_float(args.x.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T *x = args.x.as<T>(), *bias = args.bias.as<T>(), *dlog = args.dlog_decay.as<T>();
-    T *dx = args.dx.as<T>(), *dbias = args.dbias.as<T>();
+    T* dx = args.dx.as<T>();
+    ColumnSums dbias(args.x.dim(1));
     const T normalizer = static_cast<T>(args.normalizer);
     for_each(args.x, [&](int64_t i, int64_t c) {
       dx[i] = dlog[i] * sigmoid(-(x[i] + bias[c])) / normalizer;
-      dbias[c] += dx[i];
+      dbias.add(c, dx[i]);
     });
+    dbias.add_to(args.dbias.as<T>());
   });
 }
 
@@ -81,14 +85,16 @@ void delta_gates_backward(const DeltaGatesGradArgs& args) {
     const T *log_decay = args.log_decay.as<T>(), *dlog = args.dlog_decay.as<T>();
     const T* dbeta = args.dbeta.as<T>();
     T *da = args.da.as<T>(), *db = args.db.as<T>();
-    T *da_log = args.da_log.as<T>(), *ddt_bias = args.ddt_bias.as<T>();
+    ColumnSums da_log(args.a.dim(1)), ddt_bias(args.a.dim(1));
     for_each(args.a, [&](int64_t i, int64_t h) {
       da[i] = -dlog[i] * std::exp(a_log[h]) * sigmoid(a[i] + dt_bias[h]);
-      ddt_bias[h] += da[i];
-      da_log[h] += dlog[i] * log_decay[i];
+      ddt_bias.add(h, da[i]);
+      da_log.add(h, dlog[i] * log_decay[i]);
       const T s = sigmoid(b[i]);
       db[i] = dbeta[i] * static_cast<T>(args.beta_scale) * s * (1 - s);
     });
+    da_log.add_to(args.da_log.as<T>());
+    ddt_bias.add_to(args.ddt_bias.as<T>());
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "src/kernels/cpu/column_sums.hpp"
 #include "src/kernels/cpu/vector_math.hpp"
 
 namespace weft::cpu {
@@ -60,12 +61,13 @@ template <class T, GateFunction function>
 void backward_rows(const GatedNormGradArgs& args) {
   const int64_t width = args.x.dim(1);
   const T* weight = args.weight.as<T>();
-  T* __restrict dweight = args.dweight.as<T>();
+  ColumnSums sums(width);
+  double* __restrict dweight = sums.data();
   for (int64_t r = 0; r < args.x.dim(0); ++r) {
     const T* x = row_of<T>(args.x, r);
     const T* gate = row_of<T>(args.gate, r);
     const T* dy = row_of<T>(args.dy, r);
-    T* __restrict dx = row_of<T>(args.dx, r);
+    T* dx = row_of<T>(args.dx, r);
     T* __restrict dgate = row_of<T>(args.dgate, r);
     T* __restrict y = row_of<T>(args.y, r);
     const T rstd = args.rstd.as<T>()[r];
@@ -75,7 +77,7 @@ void backward_rows(const GatedNormGradArgs& args) {
       const T unit = x[c] * rstd;
       y[c] = unit * weight[c] * value;
       if constexpr (function != GateFunction::none) dgate[c] = dy[c] * unit * weight[c] * slope;
-      dweight[c] += dy[c] * unit * value;
+      dweight[c] += static_cast<double>(dy[c] * unit * value);
       dx[c] = dy[c] * weight[c] * value;  // of x rstd, until the row's sum is known
     }
     // The norm removes what points along x.
@@ -83,6 +85,7 @@ void backward_rows(const GatedNormGradArgs& args) {
     const T shrink = along * rstd * rstd / width;
     for (int64_t c = 0; c < width; ++c) dx[c] = rstd * (dx[c] - x[c] * shrink);
   }
+  sums.add_to(args.dweight.as<T>());
 }
 
 }  // namespace
