@@ -1,5 +1,5 @@
 // Gates of state mixers: what a projection of the token makes of log alpha and beta. A logarithm
-// is formed as one; no exponential of a positive number is.
+// is formed as one; nothing that a token says is the exponent of a positive power.
 #pragma once
 
 #include <vector>
