@@ -19,10 +19,14 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/attention_backward.cu
   src/kernels/cuda/copy.cu
   src/kernels/cuda/cross_entropy.cu
+  src/kernels/cuda/decay_gates.cu
   src/kernels/cuda/embedding.cu
+  src/kernels/cuda/feature_map.cu
+  src/kernels/cuda/gated_norm.cu
   src/kernels/cuda/pointwise.cu
   src/kernels/cuda/rmsnorm.cu
   src/kernels/cuda/rope.cu
+  src/kernels/cuda/short_convolution.cu
   src/kernels/cuda/softmax.cu
   src/kernels/cuda/state_combine.cu)
 target_include_directories(weft_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR})

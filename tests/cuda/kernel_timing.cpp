@@ -6,15 +6,20 @@
 #include <algorithm>
 #include <cstdio>
 #include <functional>
+#include <string>
 
 #include "src/core/cuda/cuda_stream.hpp"
 #include "src/core/cuda/stream.hpp"
 #include "src/kernels/attention.hpp"
+#include "src/kernels/decay_gates.hpp"
+#include "src/kernels/feature_map.hpp"
+#include "src/kernels/gated_norm.hpp"
 #include "src/kernels/loss.hpp"
 #include "src/kernels/matmul.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
+#include "src/kernels/short_convolution.hpp"
 #include "src/tensor/arena.hpp"
 #include "tests/testing.hpp"
 
@@ -191,6 +196,71 @@ void time_wide(Bench& bench) {
   bench.row("swiglu_backward", swiglu_backward, {dgate, dup, y, dy, gate, up});
 }
 
+/// What stands around a state mixer of 16 heads of 128.
+void time_around_mixer(Bench& bench) {
+  const Scope scope(bench.arena());
+  constexpr int64_t kHeads = 16;
+  const Tensor x = bench.normals(kHalf, {1, kTokens, kWidth});
+  const Tensor y = bench.zeros(kHalf, {1, kTokens, kWidth});
+  const Tensor dy = bench.normals(DType::f32, {1, kTokens, kWidth});
+  const Tensor dx = bench.zeros(DType::f32, {1, kTokens, kWidth});
+  const Tensor before = bench.normals(kHalf, {3, 1, kWidth});
+  const Tensor dbefore = bench.zeros(DType::f32, {3, 1, kWidth});
+  const Tensor taps = bench.normals(kHalf, {kWidth, 1, 4});
+  const Tensor dtaps = bench.zeros(DType::f32, {kWidth, 1, 4});
+  std::vector<int64_t> at(kTokens);
+  for (int64_t i = 0; i < kTokens; ++i) at[i] = i;
+  const Tensor positions = bench.from(DType::i64, {1, kTokens}, at);
+  bench.row("short_convolution_forward, 4 taps", short_convolution_forward,
+            {y, x, before, taps, positions});
+  bench.row("short_convolution_backward, 4 taps", short_convolution_backward,
+            {dx, dbefore, dtaps, dy, x, before, taps, positions});
+  bench.row("silu_forward", silu_forward, {y, x});
+  bench.row("silu_backward", silu_backward, {dx, dy, x});
+  bench.row("feature_map_forward, elu", feature_map_forward, {y, FeatureMap::elu});
+  bench.row("feature_map_backward, elu", feature_map_backward, {dx, y, FeatureMap::elu});
+
+  const auto heads = [](const Tensor& t) { return t.reshape({kTokens * kHeads, 128}); };
+  const Tensor norms = bench.zeros(DType::f32, {kTokens * kHeads});
+  bench.row("unit_norm_forward, heads of 128", unit_norm_forward, {heads(y), norms});
+  bench.row("unit_norm_backward, heads of 128", unit_norm_backward, {heads(dx), heads(y), norms});
+  const Tensor dout = bench.normals(kHalf, {1, kTokens, kWidth});
+  const Tensor dgate = bench.zeros(kHalf, {1, kTokens, kWidth});
+  const Tensor again = bench.zeros(kHalf, {1, kTokens, kWidth});
+  for (const int64_t width : {int64_t{128}, kWidth}) {
+    const auto rows = [&](const Tensor& t) { return t.reshape({t.numel() / width, width}); };
+    const Tensor weight = bench.normals(kHalf, {width});
+    const Tensor dweight = bench.zeros(DType::f32, {width});
+    const Tensor rstd = bench.zeros(DType::f32, {kTokens * kWidth / width});
+    const std::string of = width == kWidth ? ", whole tokens" : ", heads of 128";
+    bench.row(("gated_norm_forward, silu" + of).c_str(), gated_norm_forward,
+              {rows(y), rstd, rows(dy), rows(x), weight, GateFunction::silu});
+    bench.row(("gated_norm_backward, silu" + of).c_str(), gated_norm_backward,
+              {rows(y), rows(dgate), dweight, rows(again), rows(dout), rows(dy), rstd, rows(x),
+               weight, GateFunction::silu});
+  }
+}
+
+/// Decays of every channel, and gates of 16 heads.
+void time_gates(Bench& bench) {
+  const Scope scope(bench.arena());
+  const auto half = [&](int64_t columns) { return bench.normals(kHalf, {kTokens, columns}); };
+  const auto wide = [&](int64_t columns) { return bench.normals(DType::f32, {kTokens, columns}); };
+  const auto sum = [&](int64_t columns) { return bench.zeros(DType::f32, {columns}); };
+  const Tensor bias = bench.normals(kHalf, {kWidth}), x = half(kWidth), dx = half(kWidth);
+  const Tensor log_decay = wide(kWidth), dlog_decay = wide(kWidth);
+  bench.row("sigmoid_decay_forward, 2048 channels", sigmoid_decay_forward, {log_decay, x, bias});
+  bench.row("sigmoid_decay_backward, 2048 channels", sigmoid_decay_backward,
+            {dx, sum(kWidth), dlog_decay, x, bias});
+  const Tensor a = half(16), b = half(16), da = half(16), db = half(16), decay = wide(16);
+  const Tensor beta = wide(16), ddecay = wide(16), dbeta = wide(16);
+  const Tensor a_log = bench.normals(kHalf, {16}), dt_bias = bench.normals(kHalf, {16});
+  bench.row("delta_gates_forward, 16 heads", delta_gates_forward,
+            {decay, beta, a, b, a_log, dt_bias});
+  bench.row("delta_gates_backward, 16 heads", delta_gates_backward,
+            {da, db, sum(16), sum(16), ddecay, dbeta, decay, a, b, a_log, dt_bias});
+}
+
 void time_loss(Bench& bench) {
   const Scope scope(bench.arena());
   const Tensor logits = bench.normals(kHalf, {2048, kVocab}), sum = bench.zeros(DType::f64, {1});
@@ -257,6 +327,8 @@ int main() {
   weft::time_products(bench);
   weft::time_rows(bench);
   weft::time_wide(bench);
+  weft::time_around_mixer(bench);
+  weft::time_gates(bench);
   weft::time_loss(bench);
   weft::time_optimizer(bench);
   weft::time_attention(bench, 64);

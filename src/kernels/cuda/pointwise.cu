@@ -2,32 +2,11 @@
 #include <array>
 #include <cmath>
 
-#include "src/kernels/cuda/elements.cuh"
+#include "src/kernels/cuda/map.cuh"
 #include "src/kernels/pointwise.hpp"
 
 namespace weft::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-
-/// f(first element) for every group of W elements.
-template <int W, class F>
-__global__ void __launch_bounds__(kThreads) map(int64_t n, F f) {
-  const int64_t i = thread_index() * W;
-  if (i < n) f(i);
-}
-
-template <int W, class F>
-void launch_map(int64_t n, const F& f, Stream& stream) {
-  if (n == 0) return;
-  map<W><<<grid_of(ceil_div(n, int64_t{kThreads} * W)), kThreads, 0, native(stream)>>>(n, f);
-  WEFT_CALL(cudaGetLastError());
-}
-
-__device__ float sigmoid(float x) {
-  // Both approximations are good to 2 ulp; past -88 the quotient is 0, as it should be.
-  return __fdividef(1.0f, 1.0f + __expf(-x));
-}
 
 template <class T, int W>
 struct SwigluForward {

@@ -47,4 +47,17 @@ __device__ T row_reduce(T value, T* shared, Op op) {
   return total;
 }
 
+/// The threads of row 0 of the block (threadIdx.y) get the sum over their column. All threads call
+/// it; blockDim.y is a power of 2, `shared` has a place for every thread of the block.
+__device__ inline float column_reduce(float value, float* shared) {
+  const unsigned at = threadIdx.y * blockDim.x + threadIdx.x;
+  __syncthreads();  // the last call's readers are done
+  shared[at] = value;
+  for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) shared[at] = value += shared[at + half * blockDim.x];
+  }
+  return value;
+}
+
 }  // namespace weft::cuda

@@ -1,5 +1,6 @@
 // A row is read once into registers, reduced, and written. Rows too wide for that read their rest
 // again, mostly from the cache.
+#include "src/kernels/cuda/column_sums.cuh"
 #include "src/kernels/cuda/elements.cuh"
 #include "src/kernels/cuda/reduce.cuh"
 #include "src/kernels/pointwise.hpp"
@@ -142,25 +143,6 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-/// dweight += the sum of the rows of `partial`: 32 columns a block, 32 interleaved sums a column.
-template <class T>
-__global__ void __launch_bounds__(1024)
-    add_rows(T* dweight, const float* partial, int64_t rows, int64_t width) {
-  __shared__ float sums[kWarp][kWarp + 1];
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x;
-  float sum = 0;
-  if (c < width) {
-    for (int64_t r = threadIdx.y; r < rows; r += kWarp) sum += partial[r * width + c];
-  }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  const float total = warp_reduce(sums[threadIdx.x][threadIdx.y], Sum{});
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.y;
-  if (threadIdx.x == 0 && column < width) {
-    dweight[column] = from_float<T>(to_float(dweight[column]) + total);
-  }
-}
-
 constexpr int64_t kMostWidth = 1 << 30;  // columns are counted in 32 bits
 
 /// Teams of the backward: enough to fill a card, partial sums of at most 16 MiB. A function of the
@@ -209,12 +191,7 @@ void rmsnorm_backward(const RmsNormGradArgs& args, Stream& stream) {
     });
   });
   WEFT_CALL(cudaGetLastError());
-  visit_element(args.dweight.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    add_rows<T><<<grid_of(ceil_div(width, kWarp)), dim3(kWarp, kWarp), 0, native(stream)>>>(
-        elements<T>(args.dweight), partial, teams, width);
-  });
-  WEFT_CALL(cudaGetLastError());
+  add_column_sums(args.dweight, {partial, teams, width, width}, stream);
 }
 
 }  // namespace weft::cuda
