@@ -36,7 +36,7 @@ std::vector<HaloPiece> halo_sends(const Cuts& cuts, int64_t window, int rank) {
 
 TokenHalo::TokenHalo(const Cuts& cuts, int64_t tokens, const Tag& tag, StepContext& ctx)
     : ctx_(ctx), tag_(tag) {
-  const int rank = ctx.mesh.at(Axis::sequence);
+  const int rank = ctx.mesh.along(Axis::sequence).rank();
   receives_ = halo_pieces(cuts, tokens + 1, rank);
   sends_ = halo_sends(cuts, tokens + 1, rank);
   begin_ = cuts.begin(rank);

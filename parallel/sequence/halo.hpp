@@ -40,6 +40,7 @@ class TokenHalo {
   /// The halo is the tokens [begin(), first own token).
   int64_t begin() const { return halo_begin_; }
   int64_t tokens() const { return begin_ - halo_begin_; }
+  int64_t first_own() const { return begin_; }
 
   /// Gives others the last tokens of each `own` [B, T, heads, D], and fills each `halo`
   /// [tokens(), B, heads, D] by the event.

@@ -33,9 +33,8 @@ KeyValue halo_buffers(const TokenHalo& halo, const AttentionShard& shard, DType 
   return {k, make()};
 }
 
-AttentionBlock own_block(const AttentionShard& shard, StepContext& ctx) {
-  return block_of(shard, own_queries(shard, ctx), {shard.k, shard.v},
-                  shard.cuts.begin(ctx.mesh.at(Axis::sequence)));
+AttentionBlock own_block(const AttentionShard& shard, const TokenHalo& halo, StepContext& ctx) {
+  return block_of(shard, own_queries(shard, ctx), {shard.k, shard.v}, halo.first_own());
 }
 AttentionBlock halo_block(const AttentionShard& shard, const TokenHalo& halo, const KeyValue& kv,
                           StepContext& ctx) {
@@ -55,7 +54,7 @@ class WindowedAttention final : public AttentionParallel {
     };
     const Event arrived = before.fetch({halo.k, halo.v}, {shard.k, shard.v});
     clear_output(out, lse, ctx);
-    attend(own_block(shard, ctx));
+    attend(own_block(shard, before, ctx));
     ctx.compute.wait(arrived);
     attend(halo_block(shard, before, halo, ctx));
   }
@@ -87,7 +86,7 @@ class WindowedAttention final : public AttentionParallel {
     for (const Tensor& sum : {gradients.dq, gradients.dk, gradients.dv, dhalo.k, dhalo.v}) {
       fill({.y = sum, .value = 0}, ctx.compute);
     }
-    differentiate(own_block(shard, ctx), gradients.dk, gradients.dv);
+    differentiate(own_block(shard, before, ctx), gradients.dk, gradients.dv);
     ctx.compute.wait(arrived);
     differentiate(halo_block(shard, before, halo, ctx), swapped(dhalo.k), swapped(dhalo.v));
     before.add_returned(before.give_back({dhalo.k, dhalo.v}), {gradients.dk, gradients.dv});
