@@ -1,5 +1,6 @@
 #include "tests/command.hpp"
 
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,6 +37,9 @@ CommandResult run_command(const std::string& command) {
   const int status = pclose(pipe);
   result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  rusage children{};
+  getrusage(RUSAGE_CHILDREN, &children);
+  result.peak_bytes = children.ru_maxrss * 1024;
   return result;
 }
 

@@ -1,6 +1,7 @@
 // Runs commands as a user would, and reads what they leave.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@ struct CommandResult {
   int code = 0;
   std::string out;  // stdout and stderr, as they came
   double seconds = 0;
+  int64_t peak_bytes = 0;  // resident, of the largest process that any command so far has started
 
   /// The lines that start with `prefix`.
   std::vector<std::string> lines(const std::string& prefix = "") const;

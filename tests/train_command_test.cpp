@@ -100,6 +100,39 @@ TEST(Train, EveryStrategyTravelsOverMpi) {
   expect_the_curve_of_one_over_mpi(all + "--set model.num_key_value_heads=8");  // helpers help
 }
 
+TEST(Train, EveryScanTravelsOverMpi) {
+  std::string names;  // one an L or G layer
+  for (const StateScanKind& scan : state_scans()) {
+    names += concat(names.empty() ? "" : ",", scan.name);
+  }
+  expect_the_curve_of_one_over_mpi(
+      "--set model.layer_pattern=LG*LGL --set model.num_hidden_layers=6 "
+      "--set model.linear.family=simple_gla --set 'sequence.state=[" +
+      names + "]' ");
+}
+
+TEST(Train, HybridsFollowTheCurveOfOneOnAnyMesh) {
+  expect_the_curve_of_one({{1, 8}, {2, 3}, {5, 1}},
+                          "--set model.layer_pattern=LG*W --set model.window=7 "
+                          "--set model.linear.family=gla --set train.recompute=layer");
+}
+
+TEST(Train, TheQuickstartFollowsTheCurveOfOneOverMpi) {
+  // Its text may not be there; its model and strategies are what counts.
+  const auto train = [](const std::string& program, const std::string& folder) {
+    return program + " train configs/quickstart.yaml --output " + folder +
+           " --set data.path=synthetic --set data.seq_length=700 --set train.precision=f64 "
+           "--set train.steps=20 --strict ";
+  };
+  const std::string one = fresh_folder(), four = fresh_folder();
+  ASSERT_EQ(run_command(train(weft_alone(), one) + "--set mesh.sequence=1").code, 0);
+  const CommandResult run = run_command(train(weft_on(4), four));
+  ASSERT_EQ(run.code, 0) << run.out;
+  const auto expected = metric(one, "loss"), got = metric(four, "loss");
+  ASSERT_EQ(got.size(), 20u);
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-8) << i;
+}
+
 TEST(Train, ARankThatThrowsEndsTheJob) {
   const CommandResult run = run_command("WEFT_FAULT=throw:2:1 " +
                                         train(weft_on(4), fresh_folder(), "--set mesh.sequence=4"));
