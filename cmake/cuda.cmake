@@ -28,7 +28,16 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/rope.cu
   src/kernels/cuda/short_convolution.cu
   src/kernels/cuda/softmax.cu
-  src/kernels/cuda/state_combine.cu)
+  src/kernels/cuda/state_carry.cu
+  src/kernels/cuda/state_combine.cu
+  src/kernels/cuda/state_delta.cu
+  src/kernels/cuda/state_delta_carry.cu
+  src/kernels/cuda/state_delta_gradients.cu
+  src/kernels/cuda/state_delta_prepare.cu
+  src/kernels/cuda/state_gradients.cu
+  src/kernels/cuda/state_lane_gradients.cu
+  src/kernels/cuda/state_mixer.cu
+  src/kernels/cuda/state_outputs.cu)
 target_include_directories(weft_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_options(weft_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr -lineinfo)
 

@@ -12,7 +12,7 @@ constexpr TransitionKindName kTransitions[] = {{"none", StateKind::none},
                                                {"vector", StateKind::vector},
                                                {"dense", StateKind::delta}};
 
-ScanSetting setting_of(const StateShape& shape, StateKind kind, int ranks, int64_t tokens) {
+ScanSetting setting_of(const ScanBenchState& shape, StateKind kind, int ranks, int64_t tokens) {
   return {.batch = shape.batch,
           .heads = shape.heads,
           .key_dim = shape.key_dim,
@@ -23,7 +23,7 @@ ScanSetting setting_of(const StateShape& shape, StateKind kind, int ranks, int64
           .options = shape.options};
 }
 
-SimulatedProgram program_of(const StateShape& shape, const ScanOnRanks& which, int64_t tokens) {
+SimulatedProgram program_of(const ScanBenchState& shape, const ScanOnRanks& which, int64_t tokens) {
   return scan_program(*which.scan, setting_of(shape, which.transition->kind, which.ranks, tokens));
 }
 
@@ -44,7 +44,8 @@ bool ScanBytes::agree() const {
   return std::ranges::all_of(sent, is_closed_form) && std::ranges::all_of(booked, is_closed_form);
 }
 
-std::vector<ScanBytes> bench_scan_bytes(const StateShape& shape, std::span<const ScanOnRanks> cases,
+std::vector<ScanBytes> bench_scan_bytes(const ScanBenchState& shape,
+                                        std::span<const ScanOnRanks> cases,
                                         std::span<const int64_t> tokens) {
   std::vector<ScanBytes> rows;
   for (const ScanOnRanks& which : cases) {
@@ -68,7 +69,8 @@ std::vector<ScanBytes> bench_scan_bytes(const StateShape& shape, std::span<const
   return rows;
 }
 
-std::vector<ScanTime> bench_scan_time(const StateShape& shape, std::span<const ScanOnRanks> cases,
+std::vector<ScanTime> bench_scan_time(const ScanBenchState& shape,
+                                      std::span<const ScanOnRanks> cases,
                                       std::span<const int64_t> tokens,
                                       const SimulatedMachine& machine, double real_s, int repeats) {
   std::vector<ScanTime> rows;
@@ -101,13 +103,13 @@ double ScanRace::lead() const {
   return sorted.size() > 1 && sorted[0] > 0 ? sorted[1] / sorted[0] : 1;
 }
 
-std::vector<ScanRace> bench_scan_race(const StateShape& shape,
+std::vector<ScanRace> bench_scan_race(const ScanBenchState& shape,
                                       std::span<const StateScanKind* const> scans,
                                       std::span<const TransitionKindName* const> transitions,
                                       std::span<const int64_t> state_bytes,
                                       std::span<const int> ranks, const SimulatedMachine& machine) {
   std::vector<ScanRace> rows;
-  StateShape state = shape;
+  ScanBenchState state = shape;
   state.batch = state.heads = 1;
   const int64_t head_bytes = setting_of(state, StateKind::none, 1, kScansAlone).state_bytes();
   for (const TransitionKindName* transition : transitions) {

@@ -18,7 +18,7 @@ struct TransitionKindName {
 std::span<const TransitionKindName> transition_kinds();
 
 /// The state of one layer on a rank, [B, H, K, V], and what its scans are told.
-struct StateShape {
+struct ScanBenchState {
   int64_t batch, heads, key_dim, value_dim;
   DType dtype;  // of the layer; the state is of its accumulator type
   StateScanOptions options = {};
@@ -41,7 +41,8 @@ struct ScanBytes : ScanOnRanks {
   /// Whether all of them are the closed form.
   bool agree() const;
 };
-std::vector<ScanBytes> bench_scan_bytes(const StateShape& shape, std::span<const ScanOnRanks> cases,
+std::vector<ScanBytes> bench_scan_bytes(const ScanBenchState& shape,
+                                        std::span<const ScanOnRanks> cases,
                                         std::span<const int64_t> tokens);
 
 /// Seconds of the scans of one layer and micro-batch, a prefix and then a suffix.
@@ -60,7 +61,8 @@ struct ScanTime : ScanOnRanks {
   double attained_ratio() const { return attained_s / alone.step.both_s; }
 };
 /// As bench_time() of launch/sequence_bench.hpp.
-std::vector<ScanTime> bench_scan_time(const StateShape& shape, std::span<const ScanOnRanks> cases,
+std::vector<ScanTime> bench_scan_time(const ScanBenchState& shape,
+                                      std::span<const ScanOnRanks> cases,
                                       std::span<const int64_t> tokens,
                                       const SimulatedMachine& machine, double real_s, int repeats);
 
@@ -77,7 +79,7 @@ struct ScanRace {
   double lead() const;
 };
 /// States are of `shape` with as many heads as their bytes take, which is a whole number.
-std::vector<ScanRace> bench_scan_race(const StateShape& shape,
+std::vector<ScanRace> bench_scan_race(const ScanBenchState& shape,
                                       std::span<const StateScanKind* const> scans,
                                       std::span<const TransitionKindName* const> transitions,
                                       std::span<const int64_t> state_bytes,

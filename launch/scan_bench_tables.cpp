@@ -30,7 +30,7 @@ int64_t sum_of(const std::vector<PassBytes>& by_rank) {
 
 }  // namespace
 
-bool scan_bytes_table(const StateShape& shape, std::span<const ScanOnRanks> cases,
+bool scan_bytes_table(const ScanBenchState& shape, std::span<const ScanOnRanks> cases,
                       std::span<const int64_t> tokens, Json& json) {
   fmt::print(
       "\nbytes the busiest rank sends each way for the layer, by its closed form and as counted\n");
@@ -55,7 +55,7 @@ bool scan_bytes_table(const StateShape& shape, std::span<const ScanOnRanks> case
   return all_agree;
 }
 
-void scan_overlap_table(const StateShape& shape, std::span<const ScanOnRanks> cases,
+void scan_overlap_table(const ScanBenchState& shape, std::span<const ScanOnRanks> cases,
                         std::span<const int64_t> tokens, const SimulatedRuns& runs, Json& json) {
   fmt::print("\nsimulated ms of a prefix and a suffix, and of what they add to a layer ({})\n",
              runs.machine_text);
@@ -85,7 +85,7 @@ void scan_overlap_table(const StateShape& shape, std::span<const ScanOnRanks> ca
   }
 }
 
-void scan_crossover_table(const StateShape& shape, std::span<const StateScanKind* const> scans,
+void scan_crossover_table(const ScanBenchState& shape, std::span<const StateScanKind* const> scans,
                           std::span<const TransitionKindName* const> transitions,
                           std::span<const int64_t> state_bytes, std::span<const int> ranks,
                           const SimulatedRuns& runs, Json& json) {

@@ -149,7 +149,7 @@ bool run(const StrategyBench& bench, const SequenceBenchOptions& options, const 
 
 // ---- Of state scans
 
-StateShape state_shape(const SequenceBenchOptions& options, const Config& config) {
+ScanBenchState state_shape(const SequenceBenchOptions& options, const Config& config) {
   const auto& dims = options.state;
   const auto expect = [&](bool holds) {
     WEFT_REQUIRE(holds, ExitCode::usage,
@@ -172,7 +172,7 @@ StateShape state_shape(const SequenceBenchOptions& options, const Config& config
 }
 
 /// In bytes, each a whole number of heads.
-std::vector<int64_t> state_sizes(const SequenceBenchOptions& options, const StateShape& shape) {
+std::vector<int64_t> state_sizes(const SequenceBenchOptions& options, const ScanBenchState& shape) {
   const int64_t head = shape.key_dim * shape.value_dim * size_of(accumulator_of(shape.dtype));
   constexpr double kMost = int64_t{16} << 30;
   std::vector<int64_t> sizes;
@@ -200,7 +200,7 @@ struct ScanBench {
     }
   }
 
-  StateShape shape;
+  ScanBenchState shape;
   std::vector<const StateScanKind*> scans;
   std::vector<const TransitionKindName*> transitions;
   std::vector<int64_t> sizes;

@@ -32,11 +32,11 @@ void memory_table(const Config& config, std::span<const StrategyOnRanks> cases, 
 
 // ---- Of state scans
 
-bool scan_bytes_table(const StateShape& shape, std::span<const ScanOnRanks> cases,
+bool scan_bytes_table(const ScanBenchState& shape, std::span<const ScanOnRanks> cases,
                       std::span<const int64_t> tokens, Json& json);
-void scan_overlap_table(const StateShape& shape, std::span<const ScanOnRanks> cases,
+void scan_overlap_table(const ScanBenchState& shape, std::span<const ScanOnRanks> cases,
                         std::span<const int64_t> tokens, const SimulatedRuns& runs, Json& json);
-void scan_crossover_table(const StateShape& shape, std::span<const StateScanKind* const> scans,
+void scan_crossover_table(const ScanBenchState& shape, std::span<const StateScanKind* const> scans,
                           std::span<const TransitionKindName* const> transitions,
                           std::span<const int64_t> state_bytes, std::span<const int> ranks,
                           const SimulatedRuns& runs, Json& json);

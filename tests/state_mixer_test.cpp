@@ -444,6 +444,22 @@ TEST(StateMixerArguments, ThatDoNotFitAreRefused) {
   refused([&](auto& a) { a.scratch = scratch.view().slice(0, 0, 64); });
 }
 
+TEST(StateMixerScratch, OfAGpuGrowsWithHeadsAndWithTokensUpToAPiece) {
+  for (const StateKind kind : kStateKinds) {
+    const auto bytes = [&](Device device, int64_t tokens, int64_t heads) {
+      return state_scratch_bytes(device, kind, DType::bf16, {1, tokens, heads, 128, 128});
+    };
+    EXPECT_EQ(bytes(Device::cpu, 1 << 20, 16), state_scratch_bytes(kind, DType::bf16, 128, 128));
+    const int64_t chunk = bytes(Device::cuda, 64, 16);
+    EXPECT_GT(bytes(Device::cuda, 64, 32), chunk);
+    EXPECT_GT(bytes(Device::cuda, 128, 16), chunk);
+    constexpr int64_t kLogs = int64_t{8} << 20;  // bytes for 2^16 chunks of 16 heads
+    const int64_t lanes = kind == StateKind::vector ? 128 : 1;
+    EXPECT_EQ(bytes(Device::cuda, 1 << 23, 16) - bytes(Device::cuda, 1 << 22, 16), kLogs * lanes);
+    EXPECT_LT(bytes(Device::cuda, 1 << 16, 16), int64_t{200} << 20);
+  }
+}
+
 TEST(StateMixerCost, CountsTheProductsOfWholeChunks) {
   constexpr int64_t B = 2, T = 128, H = 3, K = 8, V = 4, c = kStateChunk;
   const auto meta = [](const std::vector<int64_t>& shape) {

@@ -42,9 +42,10 @@ class PassBuffers {
   }
 
   Tensor kernel_scratch() const {
-    const Tensor &k = shard_.tokens.k, &v = shard_.tokens.v;
+    const StateTokens& tokens = shard_.tokens;
     return arena_.allocate("state scratch", DType::u8,
-                           {state_scratch_bytes(shard_.tokens.kind, k.dtype, k.dim(3), v.dim(3))});
+                           {state_scratch_bytes(tokens.k.device, tokens.kind, tokens.k.dtype,
+                                                StateShape::of(tokens))});
   }
 
  private:

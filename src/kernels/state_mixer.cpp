@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "src/kernels/cuda/state_scratch.hpp"
 #include "src/kernels/dispatch.hpp"
 
 namespace weft {
@@ -11,22 +12,10 @@ bool diagonal(const StateTokens& tokens) {
   return tokens.kind != StateKind::delta;
 }
 
-/// B, T, H, K, V of a shard.
-struct Sizes {
-  int64_t batch, tokens, heads, key_dim, value_dim;
-
-  explicit Sizes(const StateTokens& t)
-      : batch(t.k.dim(0)),
-        tokens(t.k.dim(1)),
-        heads(t.k.dim(2)),
-        key_dim(t.k.dim(3)),
-        value_dim(t.v.dim(3)) {}
-};
-
 // ---- Checks
 
 void check_log_decay(const Tensor& log_decay, const StateTokens& tokens) {
-  const Sizes s(tokens);
+  const StateShape s = StateShape::of(tokens);
   switch (tokens.kind) {
     case StateKind::none:
       WEFT_CHECK(!log_decay, log_decay.text(), " for a kind without decay");
@@ -48,7 +37,7 @@ void check_log_decay(const Tensor& log_decay, const StateTokens& tokens) {
 void check(const StateTokens& tokens, const Tensor& scratch) {
   const auto& [kind, k, v, log_decay, beta, positions] = tokens;
   WEFT_CHECK(k.ndim == 4 && v.ndim == 4 && k.dtype == v.dtype, k.text(), " ", v.text());
-  const Sizes s(tokens);
+  const StateShape s = StateShape::of(tokens);
   WEFT_CHECK(s.key_dim > 0 && s.value_dim > 0, k.text(), " ", v.text());
   WEFT_CHECK(v.has_shape({s.batch, s.tokens, s.heads, s.value_dim}), k.text(), " ", v.text());
   check_log_decay(log_decay, tokens);
@@ -62,7 +51,7 @@ void check(const StateTokens& tokens, const Tensor& scratch) {
   WEFT_CHECK(positions.has_shape({s.batch, s.tokens}) && positions.dtype == DType::i64,
              positions.text());
   WEFT_CHECK(scratch.dtype == DType::u8 &&
-                 scratch.nbytes() >= state_scratch_bytes(kind, k.dtype, s.key_dim, s.value_dim),
+                 scratch.nbytes() >= state_scratch_bytes(k.device, kind, k.dtype, s),
              scratch.text());
 }
 
@@ -72,14 +61,14 @@ void check_rows(const Tensor& rows, const Tensor& like, DType dtype) {
 }
 
 void check_state(const Tensor& state, const StateTokens& tokens) {
-  const Sizes s(tokens);
+  const StateShape s = StateShape::of(tokens);
   WEFT_CHECK(state.has_shape({s.batch, s.heads, s.key_dim, s.value_dim}) &&
                  state.dtype == accumulator_of(tokens.k.dtype) && state.contiguous(),
              state.text(), " for ", tokens.k.text(), " ", tokens.v.text());
 }
 
 void check_chunks(const Tensor& states, const StateTokens& tokens) {
-  const Sizes s(tokens);
+  const StateShape s = StateShape::of(tokens);
   WEFT_CHECK(states.has_shape({s.batch, s.heads, state_chunks(s.tokens), s.key_dim, s.value_dim}) &&
                  states.dtype == accumulator_of(tokens.k.dtype) && states.contiguous(),
              states.text(), " for ", tokens.k.text(), " ", tokens.v.text());
@@ -95,7 +84,7 @@ void check_diagonal_chunks(const Tensor& states, const StateTokens& tokens) {
 }
 
 void check_transition(const Tensor& transition, const StateTokens& tokens) {
-  const Sizes s(tokens);
+  const StateShape s = StateShape::of(tokens);
   const bool fits = tokens.kind == StateKind::vector
                         ? transition.has_shape({s.batch, s.heads, s.key_dim})
                     : tokens.kind == StateKind::delta
@@ -126,7 +115,7 @@ void check_gradients(const StateGradients& gradients, const StateTokens& tokens)
 class ChunkProducts {
  public:
   explicit ChunkProducts(const StateTokens& tokens)
-      : vector_(tokens.kind == StateKind::vector), sizes_(tokens) {}
+      : vector_(tokens.kind == StateKind::vector), sizes_(StateShape::of(tokens)) {}
 
   /// [chunk, chunk] from rows of `width`: scores. Of the vector kind, blocks of 16 tokens against
   /// those before them.
@@ -171,7 +160,7 @@ class ChunkProducts {
   }
 
   bool vector_;
-  Sizes sizes_;
+  StateShape sizes_;
   std::vector<Product> products_;
 };
 
@@ -201,10 +190,21 @@ int64_t state_chunks(int64_t tokens) {
   return (tokens + kStateChunk - 1) / kStateChunk;
 }
 
+StateShape StateShape::of(const StateTokens& t) {
+  return {t.k.dim(0), t.k.dim(1), t.k.dim(2), t.k.dim(3), t.v.dim(3)};
+}
+
+int64_t state_scratch_bytes(Device device, StateKind kind, DType dtype, const StateShape& shape) {
+  if (device == Device::cuda) {
+    return cuda::state::Scratch(nullptr, kind, dtype, shape).bytes;
+  }
+  return state_scratch_bytes(kind, dtype, shape.key_dim, shape.value_dim);
+}
+
 // ---- The passes
 
 std::vector<Product> products(const StateSummaryArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   ChunkProducts p(args.tokens);
   if (diagonal(args.tokens)) return p.write(V).list();
   p.pairs(K);
@@ -225,7 +225,7 @@ void state_summarize(const StateSummaryArgs& args, Stream& stream) {
 }
 
 std::vector<Product> products(const StateLocalArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   if (!diagonal(args.tokens)) return {};
   return ChunkProducts(args.tokens).pairs(K, true).spread(V).list();
 }
@@ -244,7 +244,7 @@ void state_local(const StateLocalArgs& args, Stream& stream) {
 }
 
 std::vector<Product> products(const StateApplyArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   ChunkProducts p(args.tokens);
   if (diagonal(args.tokens)) return p.read(K, V).list();
   return p.pairs(K).pairs(K).read(K, V).solve(V).read(K, V).spread(V).write(V).list();
@@ -266,7 +266,7 @@ void state_apply(const StateApplyArgs& args, Stream& stream) {
 }
 
 std::vector<Product> products(const StateCosummaryArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   ChunkProducts p(args.tokens);
   if (diagonal(args.tokens)) return p.write(V).list();
   p.pairs(K).pairs(K).spread(V, true).write(V).read(K, V).solve(V).write(V);
@@ -290,7 +290,7 @@ void state_cosummarize(const StateCosummaryArgs& args, Stream& stream) {
 }
 
 std::vector<Product> products(const StateBackwardLocalArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   ChunkProducts p(args.tokens);
   if (!diagonal(args.tokens)) return p.pairs(K).read(K, V).solve(V).write(V).list();
   p.pairs(V).pairs(K, true).spread(K).spread(K, true).spread(V, true);
@@ -315,7 +315,7 @@ void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
 }
 
 std::vector<Product> products(const StateBackwardApplyArgs& args) {
-  const auto [B, T, H, K, V] = Sizes(args.tokens);
+  const auto [B, T, H, K, V] = StateShape::of(args.tokens);
   ChunkProducts p(args.tokens);
   if (diagonal(args.tokens)) return p.read(K, V).read(V, K, true).list();
   p.pairs(K).pairs(K).read(K, V).solve(V);                  // L, P, R, U

@@ -51,8 +51,18 @@ inline constexpr int64_t kStateChunk = 64;
 /// ceil(tokens / kStateChunk)
 int64_t state_chunks(int64_t tokens);
 
-/// Scratch of one call of any pass, whatever B, T and H.
+/// B, T, H, K, V of a shard.
+struct StateShape {
+  int64_t batch = 0, tokens = 0, heads = 0, key_dim = 0, value_dim = 0;
+
+  static StateShape of(const StateTokens& tokens);
+};
+
+/// Scratch of one call of any pass on the CPU (and on the meta device), whatever B, T and H.
 int64_t state_scratch_bytes(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
+/// The same on `device`. A GPU computes all heads and many chunks at once: what it needs grows with
+/// B H, and with T up to a bound.
+int64_t state_scratch_bytes(Device device, StateKind kind, DType dtype, const StateShape& shape);
 
 /// The shard as a map of the entering state: S_out = transition S_in + state.
 struct StateSummaryArgs {
@@ -60,7 +70,7 @@ struct StateSummaryArgs {
   Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
   Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
                         // state that leaves it, for state_apply; absent for delta
-  Tensor scratch;       // u8 [state_scratch_bytes]
+  Tensor scratch;       // u8 [state_scratch_bytes], of the tokens' device
   StateTokens tokens;
 };
 Cost cost(const StateSummaryArgs& args);

@@ -1,6 +1,7 @@
 // Time of every CUDA kernel at the shapes of a one-billion-parameter decoder, beside its floor: the
 // bytes of cost() at the rate of a copy, or its FLOPs at the rate of a large product, both measured
-// in the same run. Medians of 20 after 3 warm-ups. Not a test: it compares with nothing.
+// in the same run. Medians of 20 after 3 warm-ups. Not a test: it compares with nothing. With the
+// argument `states` the state mixers alone.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
 #include "src/kernels/short_convolution.hpp"
+#include "src/kernels/state_mixer.hpp"
 #include "src/tensor/arena.hpp"
 #include "tests/testing.hpp"
 
@@ -314,23 +316,94 @@ void time_attention(Bench& bench, int64_t dim) {
             {dq, dk, dv, scratch, dout, lse, delta, block}, false, 5);
 }
 
+/// All passes of a state mixer, 16 heads with states of 128 x 128, no documents.
+void time_state_mixer(Bench& bench, StateKind kind, const char* what, DType dtype) {
+  const Scope scope(bench.arena());
+  constexpr int64_t kHeads = 16, kDim = 128;
+  const auto constant = [&](std::initializer_list<int64_t> shape, double value) {
+    const Tensor t = bench.arena().allocate("constant", DType::f32, shape);
+    fill({t, value}, bench.stream());
+    return t;
+  };
+  const auto rows = [&](double scale) {
+    return bench.normals(dtype, {1, kTokens, kHeads, kDim}, scale);
+  };
+  const auto result = [&] { return bench.zeros(DType::f32, {1, kTokens, kHeads, kDim}); };
+  const auto chunks = [&] {
+    return bench.zeros(DType::f32, {1, kHeads, state_chunks(kTokens), kDim, kDim});
+  };
+  const bool vector = kind == StateKind::vector, delta = kind == StateKind::delta;
+  const auto gates = [&](double value) {
+    if (kind == StateKind::fixed) return constant({kHeads}, value);
+    if (vector) return constant({1, kTokens, kHeads, kDim}, value);
+    return constant({1, kTokens, kHeads}, value);
+  };
+  std::vector<int64_t> at(kTokens);
+  for (int64_t i = 0; i < kTokens; ++i) at[i] = i;
+  StateTokens tokens{kind, rows(1 / std::sqrt(double(kDim))),       rows(1), {},
+                     {},   bench.from(DType::i64, {1, kTokens}, at)};
+  if (kind != StateKind::none) tokens.log_decay = gates(-0.02);
+  if (delta) tokens.beta = gates(0.5);
+  const Tensor q = rows(1), dout = rows(1), out = result(), dk = result(), dv = result();
+  const Tensor states = delta ? Tensor() : chunks(), costates = delta ? Tensor() : chunks();
+  const Tensor entering = chunks(), state = bench.zeros(DType::f32, {1, kHeads, kDim, kDim});
+  const Tensor leaving = bench.zeros(DType::f32, {1, kHeads, kDim, kDim});
+  Tensor transition = bench.zeros(DType::f32, {1, kHeads});
+  if (vector) transition = bench.zeros(DType::f32, {1, kHeads, kDim});
+  if (delta) transition = bench.zeros(DType::f32, {1, kHeads, kDim, kDim});
+  StateGradients gradients{result(), dk, dv, {}, {}};
+  if (kind != StateKind::none && kind != StateKind::fixed) gradients.dlog_decay = gates(0);
+  if (delta) gradients.dbeta = gates(0);
+  const Tensor scratch = bench.arena().allocate(
+      "scratch", DType::u8,
+      {state_scratch_bytes(Device::cuda, kind, dtype, StateShape::of(tokens))});
+  const double scale = 1 / std::sqrt(double(kDim));
+  const bool tensor_cores = dtype == kHalf;
+  std::printf("state mixer %s, %s, T %ld, 16 heads, K = V = 128; scratch %.0f MiB\n", what,
+              name(dtype), static_cast<long>(kTokens),
+              static_cast<double>(scratch.nbytes()) / (1 << 20));
+  bench.row("  state_summarize", state_summarize, {transition, state, states, scratch, tokens},
+            tensor_cores, 5);
+  if (!delta) {
+    bench.row("  state_local", state_local, {out, scratch, q, scale, tokens}, tensor_cores, 5);
+  }
+  bench.row("  state_apply", state_apply, {out, leaving, state, states, scratch, q, scale, tokens},
+            tensor_cores, 5);
+  bench.row("  state_cosummarize", state_cosummarize,
+            {transition, state, costates, scratch, q, dout, scale, tokens}, tensor_cores, 5);
+  bench.row("  state_backward_local", state_backward_local,
+            {gradients, entering, state, scratch, q, dout, scale, tokens}, tensor_cores, 5);
+  bench.row("  state_backward_apply", state_backward_apply,
+            {gradients, leaving, state, entering, costates, scratch, q, dout, scale, tokens},
+            tensor_cores, 5);
+}
+
 }  // namespace
 }  // namespace weft
 
-int main() {
+int main(int argc, char** argv) {
   if (weft::cuda::device_count() == 0) {
     std::puts("no GPU");
     return 0;
   }
   weft::Bench bench;
   weft::measure_rates(bench);
-  weft::time_products(bench);
-  weft::time_rows(bench);
-  weft::time_wide(bench);
-  weft::time_around_mixer(bench);
-  weft::time_gates(bench);
-  weft::time_loss(bench);
-  weft::time_optimizer(bench);
-  weft::time_attention(bench, 64);
-  weft::time_attention(bench, 128);
+  if (argc < 2 || std::string_view(argv[1]) != "states") {
+    weft::time_products(bench);
+    weft::time_rows(bench);
+    weft::time_wide(bench);
+    weft::time_around_mixer(bench);
+    weft::time_gates(bench);
+    weft::time_loss(bench);
+    weft::time_optimizer(bench);
+    weft::time_attention(bench, 64);
+    weft::time_attention(bench, 128);
+  }
+  for (const weft::DType dtype : {weft::DType::bf16, weft::DType::f32}) {
+    weft::time_state_mixer(bench, weft::StateKind::none, "none", dtype);
+    weft::time_state_mixer(bench, weft::StateKind::fixed, "fixed", dtype);
+    weft::time_state_mixer(bench, weft::StateKind::scalar, "scalar", dtype);
+    weft::time_state_mixer(bench, weft::StateKind::vector, "vector", dtype);
+    weft::time_state_mixer(bench, weft::StateKind::delta, "delta", dtype);
+  }
 }

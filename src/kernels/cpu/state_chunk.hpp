@@ -9,29 +9,10 @@
 #include "src/kernels/cpu/rows.hpp"
 #include "src/kernels/cpu/vector_math.hpp"
 #include "src/kernels/matmul.hpp"
+#include "src/kernels/slab.hpp"
 #include "src/kernels/state_mixer.hpp"
 
 namespace weft::cpu {
-
-/// Cuts scratch into arrays. Without memory it only adds up, so that what a workspace takes and
-/// what it asks for are one list.
-class Slab {
- public:
-  explicit Slab(std::byte* memory) : memory_(memory) {}
-
-  template <class T>
-  T* take(int64_t count) {
-    constexpr int64_t kAlignment = 64;
-    const int64_t at = used_;
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-    return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* memory_;
-  int64_t used_ = 0;
-};
 
 inline std::byte* bytes(const Tensor& scratch) {
   return reinterpret_cast<std::byte*>(scratch.as<uint8_t>());

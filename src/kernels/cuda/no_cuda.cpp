@@ -12,6 +12,7 @@
 #include "src/kernels/short_convolution.hpp"
 #include "src/kernels/softmax.hpp"
 #include "src/kernels/state_combine.hpp"
+#include "src/kernels/state_mixer.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -132,6 +133,24 @@ void short_convolution_forward(const ShortConvolutionArgs&, Stream&) {
 }
 void short_convolution_backward(const ShortConvolutionGradArgs&, Stream&) {
   refuse("short_convolution_backward");
+}
+void state_summarize(const StateSummaryArgs&, Stream&) {
+  refuse("state_summarize");
+}
+void state_local(const StateLocalArgs&, Stream&) {
+  refuse("state_local");
+}
+void state_apply(const StateApplyArgs&, Stream&) {
+  refuse("state_apply");
+}
+void state_cosummarize(const StateCosummaryArgs&, Stream&) {
+  refuse("state_cosummarize");
+}
+void state_backward_local(const StateBackwardLocalArgs&, Stream&) {
+  refuse("state_backward_local");
+}
+void state_backward_apply(const StateBackwardApplyArgs&, Stream&) {
+  refuse("state_backward_apply");
 }
 
 }  // namespace weft::cuda

@@ -1,0 +1,67 @@
+// The one serial part of the diagonal kinds: the state, or its gradient, from chunk to chunk.
+#pragma once
+
+#include "src/kernels/cuda/state_shard.cuh"
+
+namespace weft::cuda::state {
+
+/// Where chunks keep a [K, V] matrix each: [B H, chunks, K, V], from its chunk `first` on.
+template <class T>
+struct ChunkMatrices {
+  T* data = nullptr;
+  int64_t head = 0;    // stride from head to head
+  bool quads = false;  // as in View
+
+  static ChunkMatrices of(T* data, const Shard& s, int64_t chunks, int64_t first = 0) {
+    const int64_t matrix = static_cast<int64_t>(s.key_dim) * s.value_dim;
+    const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0;
+    return {data + first * matrix, chunks * matrix, aligned && s.value_dim % 4 == 0};
+  }
+  /// Of the n-th chunk of the range.
+  __device__ View<T> view(const Shard& s, int64_t bh, int n) const {
+    const int64_t matrix = static_cast<int64_t>(s.key_dim) * s.value_dim;
+    return {data + bh * head + n * matrix, s.value_dim, s.key_dim, s.value_dim, quads};
+  }
+};
+
+/// [B H, chunks, lanes]: the log of the decay over each chunk, -inf where something resets.
+struct ChunkLogs {
+  double* data;
+
+  __device__ double at(const Shard& s, int64_t bh, int chunk, int lane) const {
+    return data[(bh * s.chunks + chunk) * s.lanes + lane];
+  }
+};
+
+void chunk_logs(const Shard& s, int64_t heads, ChunkLogs logs, Stream& stream);
+
+/// Sums of the logs over all chunks: the shard's transition [B H, lanes].
+void transition(const Shard& s, int64_t heads, ChunkLogs logs, float* out, Stream& stream);
+
+/// Chunks [first, first + count), in order or from the last to the first.
+struct CarryRange {
+  int first, count;
+  bool backwards;
+};
+
+/// For each chunk: before = state, then state = decay o state + added. `before` may be `added`
+/// itself. Null `start` is 0, null `end` is not wanted; they are [B H, K, V] and may be one.
+template <class T>
+void carry(const Shard& s, int64_t heads, ChunkLogs logs, CarryRange range,
+           ChunkMatrices<const float> added, ChunkMatrices<T> before, const float* start,
+           float* end, Stream& stream);
+
+/// out = (decay o alpha x)^T y over each chunk of the range, [K, V]: what its tokens write to the
+/// state (`leaving`: decayed to the chunk's end), or send back to its gradient (from its start).
+template <class T>
+struct ChunkProductsArgs {
+  Rows<const T> x, y;
+  float alpha;
+  bool leaving;
+  ChunkMatrices<float> out;
+  int first, count;
+};
+template <class T>
+void write_chunks(const Shard& s, int64_t heads, const ChunkProductsArgs<T>& args, Stream& stream);
+
+}  // namespace weft::cuda::state

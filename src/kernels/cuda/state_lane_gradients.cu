@@ -1,0 +1,203 @@
+// Gradients inside a chunk of the vector kind. Pairs of different tokens are gathered apart from a
+// token's pair with itself, which does not decay: dlog_decay is made of them as a difference, and
+// where decays are strong the other would drown it.
+#include "src/kernels/cuda/state_gradients.cuh"
+#include "src/kernels/cuda/state_pairs.cuh"
+
+namespace weft::cuda::state {
+namespace {
+
+template <class T>
+struct LaneShared {
+  LaneTiles<T> tiles;
+  Tile<T> dscores;         // scale p, for products
+  Tile<float> products;    // p = dout v^T
+  Tile<float> dq, dk;      // of pairs of different tokens; dq with what enters
+  Tile<float> enters;      // q o dq of what enters
+  Tile<float> difference;  // q o dq - k o dk of pairs of different tokens
+};
+
+/// scale (decay o dout S^T) for 64 rows of the state, to dq and to `enters` times q.
+template <class T>
+__device__ void read_entering(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
+                              const View<const float>& state, int k0, LaneShared<T>& shared) {
+  const View<const T> dout = a.dout.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  TileSum<T> sum;
+  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+    __syncthreads();
+    load_tile(shared.tiles.q, dout, 0, v0);
+    load_tile(shared.tiles.k, state, k0, v0);
+    __syncthreads();
+    add_product<false, true>(sum, shared.tiles.q, shared.tiles.k);
+  }
+  for_each(sum, [&](int r, int d, float value) {
+    const float row = a.scale * shared.tiles.decays.enter(r, d) * value;
+    shared.dq.at(r, d) = row;
+    shared.enters.at(r, d) = q.value(r, k0 + d) * row;
+  });
+}
+
+/// Pairs of tokens in different blocks. What is subtracted in `difference` is the very product that
+/// is added at the pair's other token, roundings included.
+template <class T>
+__device__ void add_before(LaneShared<T>& shared) {
+  LaneTiles<T>& tiles = shared.tiles;
+  const int own = TileSum<T>::block();
+  TileSum<T> queries;
+  queries.template add<false, false>(shared.dscores.data, shared.dscores.kStep,
+                                     tiles.k_start.row(tiles.first_of(own)), tiles.k_start.kStep,
+                                     own * kBlock);
+  for_each(queries, [&](int r, int d, float value) {
+    const double start = tiles.decays.place[r / kBlock * kBlock][d];
+    shared.dq.at(r, d) += decay_between(tiles.decays.place[r + 1][d], start) * value;
+    shared.difference.at(r, d) = to_float(tiles.q_start.at(r, d)) * value;
+    shared.dk.at(r, d) = 0;
+  });
+  for (int block = own + 1; block < kBlocks; ++block) {
+    TileSum<T> keys;
+    keys.template add<true, false>(shared.dscores.row(block * kBlock), shared.dscores.kStep,
+                                   tiles.q_start.row(block * kBlock), tiles.q_start.kStep, kBlock);
+    for_each(keys, [&](int j, int d, float value) {
+      shared.dk.at(j, d) += tiles.to_start(block, j, d) * value;
+      shared.difference.at(j, d) -=
+          to_float(tiles.k_start.at(tiles.first_of(block) + j, d)) * value;
+    });
+  }
+}
+
+/// Pairs of different tokens of one block: a thread a block and row of the state.
+template <class T>
+__device__ void add_inside(float scale, LaneShared<T>& shared) {
+  const LaneTiles<T>& tiles = shared.tiles;
+  const int d = threadIdx.x % kTile, begin = static_cast<int>(threadIdx.x) / kTile * kBlock;
+  float key[kBlock], dkey[kBlock] = {}, difference[kBlock] = {};
+  double place[kBlock];
+#pragma unroll
+  for (int j = 0; j < kBlock; ++j) {
+    key[j] = to_float(tiles.k.at(begin + j, d));
+    place[j] = tiles.decays.place[begin + j + 1][d];
+  }
+#pragma unroll
+  for (int r = 1; r < kBlock; ++r) {
+    const float query = to_float(tiles.q.at(begin + r, d));
+    float dquery = 0;
+#pragma unroll
+    for (int j = 0; j < r; ++j) {
+      const float dscore = scale * shared.products.at(begin + r, begin + j);
+      const float decayed = dscore * decay_between(place[r], place[j]);
+      const float term = decayed * key[j];
+      dquery += term;
+      dkey[j] = fmaf(decayed, query, dkey[j]);
+      const float both = term * query;
+      difference[r] += both;
+      difference[j] -= both;
+    }
+    shared.dq.at(begin + r, d) += dquery;
+  }
+#pragma unroll
+  for (int j = 0; j < kBlock; ++j) {
+    shared.dk.at(begin + j, d) += dkey[j];
+    shared.difference.at(begin + j, d) += difference[j];
+  }
+}
+
+/// dq, dk and dlog_decay of 64 rows of the state, the pairs of a token with itself included.
+template <class T>
+__device__ void store_gradients(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
+                                int k0, const LaneShared<T>& shared) {
+  const View<float> dq = a.dq.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const View<float> dk = a.dk.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
+    const int t = i / kTile, d = i % kTile;
+    if (!dq.has(t, k0 + d)) continue;
+    const float dscore = a.scale * shared.products.at(t, t);
+    dq.at(t, k0 + d) = fmaf(dscore, to_float(shared.tiles.k.at(t, d)), shared.dq.at(t, d));
+    dk.at(t, k0 + d) = fmaf(dscore, to_float(shared.tiles.q.at(t, d)), shared.dk.at(t, d));
+  }
+  const int lane = threadIdx.x;
+  if (a.dlog_decay == nullptr || lane >= kTile || k0 + lane >= s.key_dim) return;
+  double pairs = 0, enters = 0;
+  for (int t = chunk.count - 1; t >= 0; --t) {
+    pairs += shared.difference.at(t, lane);
+    enters += shared.enters.at(t, lane);
+    // No pair crosses: what is left is rounding.
+    if (t == 0 || shared.tiles.decays.resets(t, lane)) pairs = 0;
+    a.dlog(chunk, t)[k0 + lane] = static_cast<float>(pairs + enters);
+  }
+}
+
+/// A block a chunk.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    local_lanes(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
+                ChunkMatrices<const float> entering) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<LaneShared<T>*>(memory);
+  LaneTiles<T>& tiles = shared.tiles;
+  const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), 0, s.chunks);
+  const auto rows = [&](const auto& x) {
+    return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  };
+  const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
+  TileSum<T> products;
+  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+    __syncthreads();
+    load_tile(tiles.q, rows(a.dout), 0, v0);
+    load_tile(tiles.k, rows(a.v), 0, v0);
+    __syncthreads();
+    add_product<false, true>(products, tiles.q, tiles.k);
+  }
+  for_each(products, [&](int r, int j, float value) {
+    shared.products.at(r, j) = value;
+    shared.dscores.at(r, j) = from_float<T>(a.scale * value);
+  });
+  TileSum<T> before;
+  InsideScores inside;
+  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
+    __syncthreads();
+    tiles.decays.load(s, chunk, k0);
+    read_entering(s, a, chunk, state, k0, shared);
+    __syncthreads();
+    load_tile(tiles.q, rows(a.q), 0, k0);
+    load_tile(tiles.k, rows(a.k), 0, k0);
+    __syncthreads();
+    tiles.decay_to_starts();
+    __syncthreads();
+    tiles.add_scores_before(before);
+    inside.add(tiles);
+    add_before(shared);
+    __syncthreads();
+    add_inside(a.scale, shared);
+    __syncthreads();
+    store_gradients(s, a, chunk, k0, shared);
+  }
+  __syncthreads();
+  store_scores(before, inside, a.scale, tiles.q);
+  const View<float> dv = rows(a.dv);
+  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+    __syncthreads();
+    load_tile(tiles.k, rows(a.dout), 0, v0);
+    __syncthreads();
+    TileSum<T> sum;
+    add_product<true, false>(sum, tiles.q, tiles.k);
+    for_each(sum, [&](int j, int d, float value) {
+      if (dv.has(j, v0 + d)) dv.at(j, v0 + d) = value;
+    });
+  }
+}
+
+}  // namespace
+
+template <class T>
+void local_lane_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& args,
+                          ChunkMatrices<const float> entering, Stream& stream) {
+  launch(local_lanes<T>, heads * s.chunks, sizeof(LaneShared<T>), stream, s, args, entering);
+}
+
+template void local_lane_gradients(const Shard&, int64_t, const GradientArgs<float>&,
+                                   ChunkMatrices<const float>, Stream&);
+template void local_lane_gradients(const Shard&, int64_t, const GradientArgs<bf16>&,
+                                   ChunkMatrices<const float>, Stream&);
+
+}  // namespace weft::cuda::state

@@ -1,0 +1,40 @@
+// What the CUDA twins of the state mixers keep in scratch. Part of every build, so that each can
+// say what a call on a GPU will need.
+#pragma once
+
+#include "src/kernels/state_mixer.hpp"
+
+namespace weft::cuda::state {
+
+/// What chunks need is kept for a *piece* of the shard at a time, which bounds it to about this
+/// many bytes whatever the shard's length.
+inline constexpr int64_t kPieceBytes = int64_t{128} << 20;
+
+/// Rows of the delta kind are padded with zeros to whole tiles of 64.
+inline constexpr int64_t padded(int64_t width) {
+  return (width + kStateChunk - 1) / kStateChunk * kStateChunk;
+}
+
+/// Arrays of one call; null without memory. Elements are of the data's type, and so are the arrays
+/// of bytes.
+struct Scratch {
+  Scratch(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape);
+
+  int64_t piece = 1;            // chunks
+  double* logs = nullptr;       // [B H, chunks, lanes]: of the decay over each chunk
+  float* state = nullptr;       // [B H, K, V]: what one piece hands to the next
+  std::byte* states = nullptr;  // [B H, piece, K, V]: of the chunks; elements, for delta f32
+  // Delta, with the tokens of a chunk as rows, K and V padded
+  float* transition = nullptr;    // [B H, K, K] (not padded): as `state`
+  std::byte* reads = nullptr;     // [B H, piece, 64, K]: what multiplies the state
+  std::byte* writes = nullptr;    // [B H, piece, 64, K]: transposed, what writes to it
+  float* rows = nullptr;          // [B H, piece, 64, V]: what is written
+  std::byte* solution = nullptr;  // [B H, piece, 64, 64]: (I + L)^-1 diag(beta)
+  std::byte* written = nullptr;   // [B H, piece, 64, V]: U
+  int64_t bytes = 0;
+
+ private:
+  void take(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape);
+};
+
+}  // namespace weft::cuda::state

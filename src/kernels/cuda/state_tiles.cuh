@@ -1,0 +1,310 @@
+// What the state mixers' kernels are made of: tiles of 64 x 64 numbers in shared memory and
+// products of them, 256 threads. bf16 goes through the tensor cores, f32 through fused
+// multiply-adds; both add up in f32, in an order that the shapes alone decide.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "src/kernels/cuda/elements.cuh"
+#include "src/kernels/cuda/reduce.cuh"
+#include "src/kernels/cuda/state_mma.cuh"
+#include "src/kernels/state_mixer.hpp"
+
+namespace weft::cuda::state {
+
+inline constexpr int kTile = static_cast<int>(kStateChunk);
+inline constexpr int kThreads = 256;
+inline constexpr int kBlock = 16;               // rows that a warp owns of a sum
+inline constexpr int kBlocks = kTile / kBlock;  // of a tile
+
+inline constexpr int tiles_of(int width) {
+  return (width + kTile - 1) / kTile;
+}
+
+/// A matrix in global memory. `quads`: every row is whole quads of elements, each aligned to its
+/// size.
+template <class T>
+struct View {
+  T* data;
+  int64_t step;  // from row to row
+  int rows, columns;
+  bool quads;
+
+  __device__ bool has(int row, int column) const { return row < rows && column < columns; }
+  __device__ T& at(int row, int column) const { return data[row * step + column]; }
+  /// 0 outside.
+  __device__ float value(int row, int column) const {
+    return has(row, column) ? to_float(at(row, column)) : 0.0f;
+  }
+};
+
+/// [B, T, H, D], innermost stride 1.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t batch, token, head;  // strides
+  int width;
+  bool quads;
+
+  static Rows of(const Tensor& t) {
+    return {elements<std::remove_const_t<T>>(t),
+            t.stride[0],
+            t.stride[1],
+            t.stride[2],
+            static_cast<int>(t.dim(3)),
+            rows_in_packs(t.dim(3), {&t})};
+  }
+  /// Tokens [begin, begin + count) of one head.
+  __device__ View<T> view(int b, int h, int64_t begin, int count) const {
+    return {data + b * batch + begin * token + h * head, token, count, width, quads};
+  }
+};
+
+/// Rows x Columns numbers in shared memory. Rows are padded so that those which one access of a
+/// warp touches lie in different banks.
+template <class T, int RowCount = kTile, int Columns = kTile>
+struct Tile {
+  static constexpr int kStep = Columns + 16 / static_cast<int>(sizeof(T));
+  alignas(16) T data[RowCount * kStep];
+
+  __device__ T& at(int row, int column) { return data[row * kStep + column]; }
+  __device__ const T& at(int row, int column) const { return data[row * kStep + column]; }
+  __device__ const T* row(int r) const { return data + r * kStep; }
+};
+
+/// Calls f(row, first column) for the quads of a [RowCount, Columns] tile.
+template <int RowCount = kTile, int Columns = kTile, class F>
+__device__ void for_quads(F&& f) {
+  constexpr int kQuads = Columns / 4;
+  for (int i = threadIdx.x; i < RowCount * kQuads; i += kThreads) f(i / kQuads, i % kQuads * 4);
+}
+
+/// The tile of `from` at (row0, column0), every number times factor(row, column), both counted in
+/// the tile. Zeros where there is nothing, whatever the factor.
+template <int RowCount = kTile, int Columns = kTile, class T, class S, class F>
+__device__ void load_tile(Tile<T, RowCount, Columns>& tile, const View<S>& from, int row0,
+                          int column0, F&& factor) {
+  for_quads<RowCount, Columns>([&](int row, int column) {
+    float v[4] = {};
+    const int left = from.columns - column0 - column;
+    if (row0 + row < from.rows && left > 0) {
+      const S* p = &from.at(row0 + row, column0 + column);
+      if (from.quads) {
+        load<4>(p, v);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (j < left) v[j] = to_float(p[j]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j < left) v[j] *= factor(row, column + j);
+      }
+    }
+    store<4>(&tile.at(row, column), v);
+  });
+}
+
+template <int RowCount = kTile, int Columns = kTile, class T, class S>
+__device__ void load_tile(Tile<T, RowCount, Columns>& tile, const View<S>& from, int row0,
+                          int column0) {
+  load_tile(tile, from, row0, column0, [](int, int) { return 1.0f; });
+}
+
+/// A thread's part of a [64, Columns] sum of products. It owns kRows x kColumns of the numbers, all
+/// of its rows inside one block of 16.
+template <class T, int Columns = kTile>
+class TileSum;
+
+template <int Columns>
+class TileSum<float, Columns> {
+ public:
+  static constexpr int kRows = 4;
+  static constexpr int kColumns = Columns / kBlock;
+  static constexpr int kParts = 1;
+  float at[kRows][kColumns] = {};
+
+  static __device__ int block() { return threadIdx.x / 64; }
+  static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / 16 * 4 + i; }
+  static __device__ int column(int c) { return static_cast<int>(threadIdx.x) % 16 + 16 * c; }
+
+  /// += op(a) op(b) over `depth` (a multiple of 16). op(a) is [64, depth], stored as [depth, 64]
+  /// with `Ta`; op(b) is [depth, Columns], stored as [Columns, depth] with `Tb`. What a block of
+  /// rows reads may differ in a, b and depth.
+  template <bool Ta, bool Tb>
+  __device__ void add(const float* a, int a_step, const float* b, int b_step, int depth = kTile) {
+    add_blocks<Ta, Tb>(a, a_step, b_step, depth,
+                       [&](int c) { return Tb ? b + 16 * c * b_step : b + 16 * c; });
+  }
+
+  /// The same with a pointer of its own for every 16 columns of op(b): start(c) is null for those
+  /// that nothing is added to.
+  template <bool Ta, bool Tb, class F>
+  __device__ void add_blocks(const float* a, int a_step, int b_step, int depth, F&& start) {
+    const int lane = static_cast<int>(threadIdx.x) % 16;
+#pragma unroll 2
+    for (int d = 0; d < depth; d += 4) {
+      float x[kRows][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float quad[4];
+        load<4>(Ta ? a + (d + i) * a_step + row(0) : a + row(i) * a_step + d, quad);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) (Ta ? x[j][i] : x[i][j]) = quad[j];
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const float* from = start(c);
+        if (from == nullptr) continue;
+        float y[4];
+        if constexpr (Tb) {
+          load<4>(from + lane * b_step + d, y);
+        } else {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) y[j] = from[(d + j) * b_step + lane];
+        }
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) at[i][c] = fmaf(x[i][j], y[j], at[i][c]);
+        }
+      }
+    }
+  }
+
+  /// Sums over the row of what every thread has for its rows; all threads of the block call it.
+  /// `shared` [kParts][64] gets parts of them.
+  static __device__ void sum_rows(float (&value)[kRows], float* shared) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const float sum = warp_reduce<16>(value[i], cuda::Sum{});
+      if (threadIdx.x % 16 == 0) shared[row(i)] = sum;
+    }
+  }
+};
+
+template <int Columns>
+class TileSum<bf16, Columns> {
+ public:
+  static constexpr int kRows = 2;
+  static constexpr int kColumns = Columns / 8;
+  static constexpr int kParts = 2;
+  float at[kRows][kColumns] = {};
+
+  static __device__ int block() { return static_cast<int>(threadIdx.x) / kWarp % kBlocks; }
+  static __device__ int row(int i) {
+    return block() * kBlock + static_cast<int>(threadIdx.x) % kWarp / 4 + 8 * i;
+  }
+  static __device__ int column(int c) {
+    return half() * (Columns / 2) + c / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + c % 2;
+  }
+
+  template <bool Ta, bool Tb>
+  __device__ void add(const bf16* a, int a_step, const bf16* b, int b_step, int depth = kTile) {
+    add_blocks<Ta, Tb>(a, a_step, b_step, depth,
+                       [&](int c) { return Tb ? b + 16 * c * b_step : b + 16 * c; });
+  }
+
+  template <bool Ta, bool Tb, class F>
+  __device__ void add_blocks(const bf16* a, int a_step, int b_step, int depth, F&& start) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, matrix = lane / 8, line = lane % 8;
+    const int first = block() * kBlock;
+    for (int d = 0; d < depth; d += 16) {
+      uint32_t x[4];
+      if constexpr (Ta) {
+        load_matrices<true>(x, a + (d + matrix / 2 * 8 + line) * a_step + first + matrix % 2 * 8);
+      } else {
+        load_matrices<false>(x, a + (first + lane % 16) * a_step + d + lane / 16 * 8);
+      }
+#pragma unroll
+      for (int pair = 0; pair < Columns / 32; ++pair) {  // 16 columns each
+        const bf16* from = start(half() * (Columns / 32) + pair);
+        if (from == nullptr) continue;
+        uint32_t y[4];
+        if constexpr (Tb) {
+          load_matrices<false>(y, from + (matrix / 2 * 8 + line) * b_step + d + matrix % 2 * 8);
+        } else {
+          load_matrices<true>(y, from + (d + matrix % 2 * 8 + line) * b_step + matrix / 2 * 8);
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          const int c = 4 * pair + 2 * n;
+          float sum[4] = {at[0][c], at[0][c + 1], at[1][c], at[1][c + 1]};
+          multiply_add(sum, x, y[2 * n], y[2 * n + 1]);
+          at[0][c] = sum[0], at[0][c + 1] = sum[1], at[1][c] = sum[2], at[1][c + 1] = sum[3];
+        }
+      }
+    }
+  }
+
+  static __device__ void sum_rows(float (&value)[kRows], float* shared) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const float sum = warp_reduce<4>(value[i], cuda::Sum{});
+      if (threadIdx.x % 4 == 0) shared[half() * kTile + row(i)] = sum;
+    }
+  }
+
+ private:
+  static __device__ int half() {
+    return static_cast<int>(threadIdx.x) / kWarp / kBlocks;
+  }
+};
+
+/// Calls f(row, column, number) for the numbers of a thread.
+template <class T, int Columns, class F>
+__device__ void for_each(TileSum<T, Columns>& sum, F&& f) {
+#pragma unroll
+  for (int i = 0; i < TileSum<T, Columns>::kRows; ++i) {
+#pragma unroll
+    for (int c = 0; c < TileSum<T, Columns>::kColumns; ++c) {
+      f(sum.row(i), sum.column(c), sum.at[i][c]);
+    }
+  }
+}
+
+/// f(i, c, row, column) for the places of a thread's numbers: at[i][c].
+template <class Sum, class F>
+__device__ void for_places(F&& f) {
+#pragma unroll
+  for (int i = 0; i < Sum::kRows; ++i) {
+#pragma unroll
+    for (int c = 0; c < Sum::kColumns; ++c) f(i, c, Sum::row(i), Sum::column(c));
+  }
+}
+
+/// to[row, column0 + column] += the sum. All is read before anything is written, so that the
+/// latencies overlap.
+template <class T, int Columns>
+__device__ void add_to(const View<float>& to, int column0, const TileSum<T, Columns>& sum) {
+  using Part = TileSum<T, Columns>;
+  Part total;
+  for_places<Part>([&](int i, int c, int row, int column) {
+    total.at[i][c] = to.value(row, column0 + column) + sum.at[i][c];
+  });
+  for_places<Part>([&](int i, int c, int row, int column) {
+    if (to.has(row, column0 + column)) to.at(row, column0 + column) = total.at[i][c];
+  });
+}
+
+/// sum += op(a) op(b) of whole tiles.
+template <bool Ta, bool Tb, class T, int Columns, int R, int C, int S, int D>
+__device__ void add_product(TileSum<T, Columns>& sum, const Tile<T, R, C>& a,
+                            const Tile<T, S, D>& b) {
+  sum.template add<Ta, Tb>(a.data, a.kStep, b.data, b.kStep);
+}
+
+/// Runs a kernel of 256 threads a block, of more shared memory than a plain launch may have.
+template <class Kernel, class... Args>
+void launch(Kernel kernel, int64_t blocks, size_t shared_bytes, Stream& stream,
+            const Args&... args) {
+  if (blocks == 0) return;
+  WEFT_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes)));
+  kernel<<<grid_of(blocks), kThreads, shared_bytes, native(stream)>>>(args...);
+  WEFT_CALL(cudaGetLastError());
+}
+
+}  // namespace weft::cuda::state
