@@ -102,6 +102,67 @@ TEST(ProjectionGradients, EqualFiniteDifferences) {
   expect_finite_differences(config, 23);
 }
 
+/// Both layers are of one family.
+struct StateLayers {
+  const char* name;
+  char letter;
+  void (*set)(ModelConfig& model);
+  size_t parameters;  // of one layer
+};
+void PrintTo(const StateLayers& layers, std::ostream* out) {
+  *out << layers.name;
+}
+
+const StateLayers kStateLayers[] = {
+    {"basic", 'L', [](ModelConfig& model) { model.linear.family = "basic"; }, 5},
+    {"lightning", 'L', [](ModelConfig& model) { model.linear.family = "lightning"; }, 6},
+    {"retention", 'L',
+     [](ModelConfig& model) {
+       model.linear.family = "retention";
+       model.linear.num_heads = 2;
+     },
+     6},
+    {"simple_gla", 'L', [](ModelConfig& model) { model.linear.family = "simple_gla"; }, 11},
+    {"gla", 'L',
+     [](ModelConfig& model) {
+       model.linear.family = "gla";
+       model.linear.gate_rank = 3;
+       model.linear.num_heads = 2;
+     },
+     9},
+    {"gla_behind_convolutions", 'L',
+     [](ModelConfig& model) {
+       model.linear.family = "gla";
+       model.linear.feature_map = FeatureMap::elu;
+       model.linear.num_heads = 2;
+       model.linear.output_gate = false;
+       model.linear.short_conv = 3;
+     },
+     11},
+    {"gated_delta", 'G', [](ModelConfig& model) { model.delta.num_heads = 2; }, 13},
+    {"gated_delta_without_convolutions", 'G',
+     [](ModelConfig& model) {
+       model.delta.negative_eigenvalues = true;
+       model.delta.num_heads = 3;
+       model.delta.output_gate = false;
+       model.delta.short_conv = 0;
+     },
+     9},
+};
+
+class StateGradients : public testing::TestWithParam<StateLayers> {};
+
+TEST_P(StateGradients, EqualFiniteDifferences) {
+  const StateLayers& layers = GetParam();
+  Config config = tiny_config(false, true);
+  config.model.layer_pattern = layers.letter;
+  layers.set(config.model);
+  expect_finite_differences(config, 13 + 2 * layers.parameters);
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, StateGradients, testing::ValuesIn(kStateLayers),
+                         [](const auto& test) { return std::string(test.param.name); });
+
 /// The loss of one step, whose layers are those of `pattern`.
 double loss_of(const std::string& pattern, int64_t window) {
   double loss = 0;
