@@ -8,7 +8,7 @@
 
 #include "models/state_family.hpp"
 #include "src/kernels/pointwise.hpp"
-#include "tests/parity_testing.hpp"
+#include "tests/leak_testing.hpp"
 
 namespace weft {
 namespace {
@@ -148,6 +148,17 @@ TEST_P(StateParity, RecomputationSendsNothing) {
     for (const Recompute policy : {Recompute::attention_output, Recompute::layer}) {
       config.train.recompute = policy;
       EXPECT_EQ(bytes_sent(config), none) << scan.name;
+    }
+  }
+}
+
+// ---- Leaks
+
+/// Through no state and no convolution, by no scan.
+TEST_P(StateParity, APerturbedDocumentLeavesTheOthersBitIdentical) {
+  for (const StateScanKind& scan : state_scans()) {
+    for (const int sequence : {1, 3, 8}) {
+      expect_no_leak(joined(GetParam().second, {state(scan)}), 1, sequence);
     }
   }
 }
