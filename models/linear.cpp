@@ -2,7 +2,20 @@
 
 #include <cmath>
 
+#include "src/kernels/pointwise.hpp"
+
 namespace weft {
+namespace {
+
+/// t where it is of that type, else a copy in the scratch that is.
+Tensor in_type(const Tensor& t, DType dtype, StepContext& ctx) {
+  if (t.dtype == dtype) return t;
+  const Tensor converted = ctx.scratch.allocate("rounded", dtype, {t.dim(0), t.dim(1)});
+  convert({.y = converted, .x = t}, ctx.compute);
+  return converted;
+}
+
+}  // namespace
 
 double fan_in_std(int64_t in) {
   return 1.0 / std::sqrt(static_cast<double>(in));
@@ -16,23 +29,34 @@ Linear::Linear(std::string name, int64_t in, int64_t out, double init_std)
     : weight{.name = std::move(name), .shape = {out, in}, .init_std = init_std} {}
 
 void Linear::forward(const Tensor& y, const Tensor& x, StepContext& ctx) const {
-  matmul({.c = y, .a = x, .b = ctx.weight(weight), .transpose_b = true}, ctx.compute);
+  const Scope scope(ctx.scratch);
+  const Tensor w = ctx.weight(weight);
+  matmul({.c = y, .a = in_type(x, w.dtype, ctx), .b = w, .transpose_b = true}, ctx.compute);
 }
 
 void Linear::backward_input(const Tensor& dx, const Tensor& dy, StepContext& ctx,
                             bool accumulate) const {
-  matmul({.c = dx, .a = dy, .b = ctx.weight(weight), .accumulate = accumulate}, ctx.compute);
+  const Scope scope(ctx.scratch);
+  const Tensor w = ctx.weight(weight);
+  matmul({.c = dx, .a = in_type(dy, w.dtype, ctx), .b = w, .accumulate = accumulate}, ctx.compute);
 }
 
 void Linear::backward_weight(const Tensor& dy, const Tensor& x, StepContext& ctx) const {
-  ctx.weight_gradient(
-      {.c = ctx.gradient(weight), .a = dy, .b = x, .transpose_a = true, .accumulate = true});
+  const Scope scope(ctx.scratch);
+  const DType dtype = ctx.weight(weight).dtype;
+  ctx.weight_gradient({.c = ctx.gradient(weight),
+                       .a = in_type(dy, dtype, ctx),
+                       .b = in_type(x, dtype, ctx),
+                       .transpose_a = true,
+                       .accumulate = true});
 }
 
 void Linear::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, StepContext& ctx,
                       bool accumulate) const {
-  backward_input(dx, dy, ctx, accumulate);
-  backward_weight(dy, x, ctx);
+  const Scope scope(ctx.scratch);
+  const Tensor rounded = in_type(dy, ctx.weight(weight).dtype, ctx);  // once for both
+  backward_input(dx, rounded, ctx, accumulate);
+  backward_weight(rounded, x, ctx);
 }
 
 }  // namespace weft

@@ -11,6 +11,9 @@ class Linear {
   /// `init_std`: of the initial values.
   Linear(std::string name, int64_t in, int64_t out, double init_std);
 
+  // Inputs and gradients of outputs may have the accumulator type of the weight's: products take
+  // them rounded to the weight's own.
+
   /// y: [R, out], overwritten.
   void forward(const Tensor& y, const Tensor& x, StepContext& ctx) const;
 

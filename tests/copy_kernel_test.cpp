@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "src/kernels/pointwise.hpp"
 #include "tests/testing.hpp"
@@ -65,6 +66,38 @@ TEST(CopyCost, IsAReadAndAWrite) {
   const Owned x = zeros(DType::f32, {3, 4});
   EXPECT_EQ(cost(CopyArgs{.y = x, .x = x}).bytes, 2 * 3 * 4 * 4);
   EXPECT_EQ(cost(CopyArgs{.y = x, .x = x}).flops, 0);
+}
+
+TEST(Convert, RoundsToTheNearestEvenBf16) {
+  // 8 bits of significand: 1 + 2^-8 and 1 + 3 2^-8 lie between two, the even one is below and
+  // above.
+  const std::vector<double> exact = {0, -0.0, 1, -2.5, 1 + 0x1p-7, 0x1p-133, 3e38, INFINITY};
+  const std::vector<double> between = {1 + 0x1p-8, 1 + 3 * 0x1p-8, 1 + 0x1p-8 + 0x1p-20,
+                                       -1 - 0x1p-8};
+  const std::vector<double> nearest = {1, 1 + 0x1p-6, 1 + 0x1p-7, -1};
+  for (const DType dtype : {DType::f32, DType::f64}) {
+    for (const auto& [given, expected] : {std::pair{exact, exact}, std::pair{between, nearest}}) {
+      const int64_t n = std::ssize(given);
+      const Owned x = from_values(dtype, {n}, given), bf16(DType::bf16, {n}), back(dtype, {n});
+      convert({.y = bf16, .x = x}, cpu_stream());
+      convert({.y = back, .x = bf16}, cpu_stream());
+      const auto got = values(back);
+      for (int64_t i = 0; i < n; ++i) {
+        const double bound = expected[i] == 3e38 ? 3e38 * 0x1p-8 : 0;  // no bf16 is 3e38
+        EXPECT_TRUE(got[i] == expected[i] || std::abs(got[i] - expected[i]) <= bound) << given[i];
+      }
+    }
+  }
+}
+
+TEST(Convert, KeepsNanAndOtherTypes) {
+  const Owned x = from_values(DType::f32, {2}, {NAN, 0.1f}), bf16(DType::bf16, {2});
+  const Owned back(DType::f64, {2}), wide(DType::f64, {2});
+  convert({.y = bf16, .x = x}, cpu_stream());
+  convert({.y = back, .x = bf16}, cpu_stream());
+  EXPECT_TRUE(std::isnan(values(back)[0]));
+  convert({.y = wide, .x = x}, cpu_stream());
+  EXPECT_EQ(values(wide)[1], static_cast<double>(0.1f));
 }
 
 }  // namespace

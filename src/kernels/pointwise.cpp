@@ -99,4 +99,13 @@ void copy(const CopyArgs& args, Stream& stream) {
   WEFT_DISPATCH(copy, args, stream);
 }
 
+Cost cost(const ConvertArgs& a) {
+  return {0.0, bytes({&a.x, &a.y})};
+}
+void convert(const ConvertArgs& args, Stream& stream) {
+  WEFT_CHECK(same_shape(args.y, args.x), args.y.text(), " and ", args.x.text());
+  check_contiguous({&args.y, &args.x});
+  WEFT_DISPATCH(convert, args, stream);
+}
+
 }  // namespace weft

@@ -88,6 +88,13 @@ struct CopyArgs {
 Cost cost(const CopyArgs& args);
 void copy(const CopyArgs& args, Stream& stream);
 
+/// y = x in y's type, to nearest even.
+struct ConvertArgs {
+  Tensor y, x;  // f32, f64 or bf16, one shape, contiguous; no byte in common. On a GPU not f64
+};
+Cost cost(const ConvertArgs& args);
+void convert(const ConvertArgs& args, Stream& stream);
+
 namespace cpu {
 void rmsnorm_forward(const RmsNormArgs& args);
 void rmsnorm_backward(const RmsNormGradArgs& args);
@@ -98,6 +105,7 @@ void embedding_backward(const EmbeddingGradArgs& args);
 void add(const AddArgs& args);
 void fill(const FillArgs& args);
 void copy(const CopyArgs& args);
+void convert(const ConvertArgs& args);
 }  // namespace cpu
 
 namespace cuda {
@@ -110,6 +118,7 @@ void embedding_backward(const EmbeddingGradArgs& args, Stream& stream);
 void add(const AddArgs& args, Stream& stream);
 void fill(const FillArgs& args, Stream& stream);
 void copy(const CopyArgs& args, Stream& stream);
+void convert(const ConvertArgs& args, Stream& stream);
 }  // namespace cuda
 
 }  // namespace weft

@@ -13,6 +13,7 @@
 
 #include "src/core/cuda/memory.hpp"
 #include "src/core/cuda/stream.hpp"
+#include "src/tensor/bf16.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
@@ -58,14 +59,6 @@ inline std::string dtype_name(const testing::TestParamInfo<DType>& info) {
 /// where a kernel adds to what was rounded before.
 inline double tolerance_of(DType dtype) {
   return dtype == DType::bf16 ? 8e-3 : 1e-5;
-}
-
-inline uint16_t to_bf16(double value) {
-  const auto bits = std::bit_cast<uint32_t>(static_cast<float>(value));
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to nearest even
-}
-inline double from_bf16(uint16_t bits) {
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
 /// `values` as a tensor of `dtype` holds them.

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "src/kernels/cpu/vector_math.hpp"
+#include "src/tensor/bf16.hpp"
 
 namespace weft::cpu {
 namespace {
@@ -95,6 +96,28 @@ void copy(const CopyArgs& args) {
   int64_t run = size_of(args.y.dtype);
   for (int dim = dense; dim < args.y.ndim; ++dim) run *= args.y.shape[dim];
   copy_dims(args, 0, dense, run, args.y.data, args.x.data);
+}
+
+void convert(const ConvertArgs& args) {
+  const int64_t n = args.y.numel();
+  const auto bits = [](const Tensor& t) { return reinterpret_cast<uint16_t*>(t.data); };
+  const auto write = [&](auto value) {
+    if (args.y.dtype == DType::bf16) {
+      for (int64_t i = 0; i < n; ++i) bits(args.y)[i] = to_bf16(static_cast<float>(value(i)));
+    } else {
+      visit_float(args.y.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        for (int64_t i = 0; i < n; ++i) args.y.as<T>()[i] = static_cast<T>(value(i));
+      });
+    }
+  };
+  if (args.x.dtype == DType::bf16) {
+    write([x = bits(args.x)](int64_t i) { return from_bf16(x[i]); });
+  } else {
+    visit_float(args.x.dtype, [&](auto zero) {
+      write([x = args.x.as<decltype(zero)>()](int64_t i) { return x[i]; });
+    });
+  }
 }
 
 }  // namespace weft::cpu

@@ -74,6 +74,9 @@ void fill(const FillArgs&, Stream&) {
 void copy(const CopyArgs&, Stream&) {
   refuse("copy");
 }
+void convert(const ConvertArgs&, Stream&) {
+  refuse("convert");
+}
 void rope_table(const RopeTableArgs&, Stream&) {
   refuse("rope_table");
 }

@@ -90,6 +90,22 @@ void fill_with(const FillArgs& args, T value, Stream& stream) {
   });
 }
 
+bool aligned(const Tensor& t, size_t bytes) {
+  return reinterpret_cast<uintptr_t>(t.data) % bytes == 0;
+}
+
+template <class To, class From, int W>
+struct Convert {
+  To* y;
+  const From* x;
+
+  __device__ void operator()(int64_t i) const {
+    float value[W];
+    load<W>(x + i, value);
+    store<W>(y + i, value);
+  }
+};
+
 }  // namespace
 
 void swiglu_forward(const SwigluArgs& args, Stream& stream) {
@@ -151,6 +167,29 @@ void fill(const FillArgs& args, Stream& stream) {
       fill_with(args, static_cast<decltype(zero)>(static_cast<float>(args.value)), stream);
     });
   }
+}
+
+void convert(const ConvertArgs& args, Stream& stream) {
+  visit_element(args.y.dtype, [&](auto to) {
+    visit_element(args.x.dtype, [&](auto from) {
+      using To = decltype(to);
+      using From = decltype(from);
+      // Eight elements an access: 16 bytes of bf16, 32 of f32.
+      constexpr int kWide = 8;
+      const bool wide = args.y.numel() % kWide == 0 && aligned(args.y, kWide * sizeof(To)) &&
+                        aligned(args.x, kWide * sizeof(From));
+      const auto launch = [&](auto width) {
+        constexpr int W = decltype(width)::value;
+        launch_map<W>(args.y.numel(),
+                      Convert<To, From, W>{elements<To>(args.y), elements<From>(args.x)}, stream);
+      };
+      if (wide) {
+        launch(std::integral_constant<int, kWide>{});
+      } else {
+        launch(std::integral_constant<int, 1>{});
+      }
+    });
+  });
 }
 
 }  // namespace weft::cuda
