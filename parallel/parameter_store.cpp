@@ -1,7 +1,5 @@
 #include "parallel/parameter_store.hpp"
 
-#include <cstring>
-
 namespace weft {
 
 ParameterStore::ParameterStore(std::vector<Parameter*> parameters, DType dtype, Arena& arena)
@@ -13,11 +11,8 @@ ParameterStore::ParameterStore(std::vector<Parameter*> parameters, DType dtype, 
     size += (parameter->numel() + kStart - 1) / kStart * kStart;
     count_ += parameter->numel();
   }
-  values_ = arena.allocate("parameters", dtype, {size});
-  gradients_ = arena.allocate("gradients", dtype, {size});
-  for (const Tensor& flat : {values_, gradients_}) {
-    if (flat.data != nullptr) std::memset(flat.data, 0, flat.nbytes());
-  }
+  values_ = arena.allocate_zeros("parameters", dtype, {size});
+  gradients_ = arena.allocate_zeros("gradients", dtype, {size});
 }
 
 Tensor ParameterStore::view(const Tensor& flat, const Parameter& parameter) {

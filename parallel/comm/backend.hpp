@@ -113,7 +113,8 @@ class World {
   virtual int size() const = 0;
   /// Where tensors that travel are: Device::meta when the ranks are only recorded.
   virtual Device device() const { return Device::cpu; }
-  /// The rank's GPU, as this process counts them; 0 on other devices.
+  /// The rank's GPU, as this process counts them; 0 on other devices. Making the world makes it the
+  /// calling thread's GPU.
   virtual int gpu() const { return 0; }
   /// Whether a peer has ended the job. Only ranks of one process can tell.
   virtual bool ended() const { return false; }
@@ -121,7 +122,12 @@ class World {
   /// arguments, in one order of calls; `label` tells groups of the same members apart.
   virtual std::unique_ptr<Backend> group(const std::vector<int>& members,
                                          const std::string& label) = 0;
-  /// The group of all ranks, for set-up traffic that no ledger books.
+  /// The same for buffers in host memory, wherever tensors are.
+  virtual std::unique_ptr<Backend> host_group(const std::vector<int>& members,
+                                              const std::string& label) {
+    return group(members, label);
+  }
+  /// The group of all ranks, for set-up traffic between hosts that no ledger books.
   std::unique_ptr<Backend> everyone(const std::string& label);
   /// A stream of device() for the computation of this rank.
   std::unique_ptr<Stream> make_compute_stream() const;

@@ -62,7 +62,7 @@ std::string Fingerprint::text() const {
 std::unique_ptr<Backend> World::everyone(const std::string& label) {
   std::vector<int> members(size());
   std::iota(members.begin(), members.end(), 0);
-  return group(members, label);
+  return host_group(members, label);
 }
 
 std::unique_ptr<Stream> World::make_compute_stream() const {

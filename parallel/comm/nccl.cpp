@@ -394,6 +394,11 @@ class NcclWorld final : public World {
     return backend;
   }
 
+  std::unique_ptr<Backend> host_group(const std::vector<int>& members,
+                                      const std::string& label) override {
+    return setup_.group(members, label);
+  }
+
  private:
   World& setup_;
   int gpu_;

@@ -86,6 +86,7 @@ class StagedWorld final : public World {
     WEFT_REQUIRE(gpu >= 0 && gpu < gpus, ExitCode::usage, "rank ", inner.rank(), " wants GPU ", gpu,
                  ", this host shows ", gpus);
     WEFT_CHECK(inner.device() == Device::cpu, name(inner.device()));
+    cuda::open_path(gpu, gpu);
   }
 
   int rank() const override { return inner_.rank(); }
@@ -99,6 +100,11 @@ class StagedWorld final : public World {
     std::unique_ptr<Backend> inner = inner_.group(members, label);
     if (inner->size() == 1) return inner;  // nothing travels
     return std::make_unique<StagedBackend>(std::move(inner), gpu_);
+  }
+
+  std::unique_ptr<Backend> host_group(const std::vector<int>& members,
+                                      const std::string& label) override {
+    return inner_.group(members, label);
   }
 
  private:

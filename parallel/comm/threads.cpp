@@ -289,6 +289,11 @@ class GpuThreadWorld final : public ThreadWorld {
                                               registry().find(members, label), gpu_);
   }
 
+  std::unique_ptr<Backend> host_group(const std::vector<int>& members,
+                                      const std::string& label) override {
+    return ThreadWorld::group(members, label);
+  }
+
  private:
   int gpu_;
 };

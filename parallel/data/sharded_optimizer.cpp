@@ -1,7 +1,6 @@
 #include "parallel/data/sharded_optimizer.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -15,11 +14,8 @@ ShardedOptimizer::ShardedOptimizer(const AdamWConfig& config, const ParameterSto
       cuts_(Cuts::even(store.size(), replicas)),
       begin_(cuts_.begin(rank)),
       end_(cuts_.end(rank)) {
-  m_ = arena.allocate("adam m", store.dtype(), {end_ - begin_});
-  v_ = arena.allocate("adam v", store.dtype(), {end_ - begin_});
-  for (const Tensor& moment : {m_, v_}) {
-    if (moment.data != nullptr) std::memset(moment.data, 0, moment.nbytes());
-  }
+  m_ = arena.allocate_zeros("adam m", store.dtype(), {end_ - begin_});
+  v_ = arena.allocate_zeros("adam v", store.dtype(), {end_ - begin_});
 }
 
 void ShardedOptimizer::step(double learning_rate, int64_t step, const Tensor& squared_norm,

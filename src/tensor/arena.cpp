@@ -18,20 +18,27 @@ std::atomic<bool> poisoning{false};
 std::atomic<bool> poisoning{true};
 #endif
 
+void set_all_bytes(const Tensor& tensor, uint8_t value, Stream* stream) {
+  if (tensor.data == nullptr) return;
+  if (tensor.device == Device::cuda) {
+    cuda::set_bytes(tensor.data, value, tensor.nbytes(), stream);
+  } else {
+    std::memset(tensor.data, value, tensor.nbytes());
+  }
+}
+
 }  // namespace
 
-void set_poison(bool on) { poisoning = on; }
-bool poison() { return poisoning; }
+void set_poison(bool on) {
+  poisoning = on;
+}
+bool poison() {
+  return poisoning;
+}
 
 void poison_fill(const Tensor& tensor, Stream* stream) {
-  if (tensor.data == nullptr) return;
   WEFT_CHECK(tensor.contiguous(), "poison of a strided view ", tensor.text());
-  constexpr uint8_t kPoison = 0xFF;  // NaN in every floating type, -1 in integers
-  if (tensor.device == Device::cuda) {
-    cuda::set_bytes(tensor.data, kPoison, tensor.nbytes(), stream);
-  } else {
-    std::memset(tensor.data, kPoison, tensor.nbytes());
-  }
+  set_all_bytes(tensor, 0xFF, stream);  // NaN in every floating type, -1 in integers
 }
 
 void Arena::Release::operator()(std::byte* slab) const {
@@ -74,6 +81,12 @@ Tensor Arena::allocate(const char* name, DType dtype, std::initializer_list<int6
     peak_ = used_;
     at_peak_ = items_;
   }
+  return t;
+}
+
+Tensor Arena::allocate_zeros(const char* name, DType dtype, std::initializer_list<int64_t> shape) {
+  const Tensor t = allocate(name, dtype, shape);
+  set_all_bytes(t, 0, stream_);
   return t;
 }
 

@@ -12,8 +12,9 @@
 namespace weft {
 
 /// Hands out 64-byte aligned tensors from one slab that never grows. On the meta device there are
-/// no bytes and no limit: a run there tells the capacity that a real arena needs. Memory is never
-/// cleared; with poison on (debug builds, tests) it is filled with NaN bytes when it is handed out.
+/// no bytes and no limit: a run there tells the capacity that a real arena needs. Memory is
+/// cleared where it is asked for; with poison on (debug builds, tests) it is filled with NaN bytes
+/// when it is handed out.
 class Arena {
  public:
   struct Item {
@@ -32,6 +33,8 @@ class Arena {
 
   /// A contiguous tensor, valid until a rewind below it. Throws Error(memory) past the capacity.
   Tensor allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape);
+  /// The same, every element 0: on CUDA in the order of the arena's stream.
+  Tensor allocate_zeros(const char* name, DType dtype, std::initializer_list<int64_t> shape);
 
   Mark mark() const { return {items_.size(), used_}; }
   /// Frees everything handed out since the mark. The caller has made sure that nothing in flight
