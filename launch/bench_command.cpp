@@ -92,6 +92,8 @@ int bench(const BenchOptions& options) {
   const LoadedConfig loaded = load_config(options.config, sets);
   for (const std::string& note : loaded.notes) log::info(note);
   const Config& config = loaded.config;
+  WEFT_REQUIRE(config.train.device != DeviceChoice::cuda, ExitCode::config,
+               "train.device: weft bench step measures the CPU, got cuda");
   const StepBench result = bench_step(config, options.repeats);
   fmt::print("{}: {} x {} tokens in {}, one thread, medians of {} runs\n", options.config,
              config.train.global_batch_size, config.data.seq_length, name(config.train.precision),

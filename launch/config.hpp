@@ -34,8 +34,8 @@ struct DataConfig {
   int64_t mask_token = -1;      // masked: what hides a token; -1 is the model's last token
 };
 
-enum class DeviceChoice { automatic, cpu };
-enum class CommChoice { automatic, mpi, threads };
+enum class DeviceChoice { automatic, cpu, cuda };
+enum class CommChoice { automatic, mpi, threads, nccl };
 
 struct TrainConfig {
   int64_t steps = 200;

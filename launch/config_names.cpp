@@ -16,8 +16,6 @@ const std::vector<NotBuilt>& not_built() {
       {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
       {"train.precision", {"bf16"}, "", "there are f32 and f64"},
-      {"train.device", {"cuda"}, "", "there is the CPU"},
-      {"train.comm", {"nccl"}, "", "there are mpi and threads"},
       {"train.deterministic", {}, "false", "there is no such switch yet"},
       {"optimizer.zero", {}, "1", "there is stage 1"},
       {"checkpoint", {}, "", "there are no checkpoints yet"},

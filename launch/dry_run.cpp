@@ -41,6 +41,9 @@ void print_memory(const StepPlan& plan) {
   for (const Arena::Item& item : plan.at_peak) {
     fmt::print("  {:<20} {:>11}\n", item.name, kib(item.bytes));
   }
+  if (plan.memory.staging > 0) {
+    fmt::print("and page-locked on the host, for inputs: {}\n", kib(plan.memory.staging));
+  }
 }
 
 void print_bytes(const StepPlan& plan) {

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "launch/safetensors.hpp"
+#include "src/tensor/host_copy.hpp"
 
 namespace weft {
 namespace {
@@ -15,7 +16,7 @@ std::string dims_text(const std::vector<int64_t>& dims) {
 
 }  // namespace
 
-void load_hf_weights(const std::string& folder, const ParameterStore& store) {
+void load_hf_weights(const std::string& folder, const ParameterStore& store, Stream& stream) {
   const SafetensorsFile file(folder + "/model.safetensors");
   std::set<std::string> unused;
   for (const std::string& name : file.names()) unused.insert(name);
@@ -25,10 +26,11 @@ void load_hf_weights(const std::string& folder, const ParameterStore& store) {
     const std::vector<int64_t> shape = file.entry(name).shape;
     WEFT_REQUIRE(shape == parameter->shape, ExitCode::data, file.path(), ": '", name,
                  "': expected shape ", dims_text(parameter->shape), ", got ", dims_text(shape));
-    const Tensor value = store.value(*parameter);
-    visit_float(value.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      file.read<T>(name, std::span<T>(value.as<T>(), value.numel()));
+    write_on_host(store.value(*parameter), stream, [&](const Tensor& value) {
+      visit_float(value.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        file.read<T>(name, std::span<T>(value.as<T>(), value.numel()));
+      });
     });
     unused.erase(name);
   }

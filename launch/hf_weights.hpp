@@ -8,7 +8,7 @@ namespace weft {
 
 /// Fills the values of all parameters from `folder`/model.safetensors, matched by name and shape,
 /// converted to the store's type. A missing tensor, a wrong shape or a tensor that no parameter
-/// takes is an Error(data) that names it.
-void load_hf_weights(const std::string& folder, const ParameterStore& store);
+/// takes is an Error(data) that names it. `stream` carries the values to a GPU.
+void load_hf_weights(const std::string& folder, const ParameterStore& store, Stream& stream);
 
 }  // namespace weft

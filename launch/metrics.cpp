@@ -47,6 +47,7 @@ void MetricsWriter::write_json(const StepMetrics& m) {
                                        {"mfu", m.mfu},
                                        {"data_wait_s", m.data_wait_s},
                                        {"exposed_comm_s", m.exposed_comm_s},
+                                       {"host_waits", m.host_waits},
                                        {"bytes", m.bytes},
                                        {"peak_bytes", m.peak_bytes},
                                        {"peak_rss_bytes", m.peak_rss_bytes}};

@@ -20,7 +20,8 @@ struct StepMetrics {
   /// FLOPs of the step without recomputation / (step_s x the matmul rate measured at the start)
   double mfu = 0;
   double data_wait_s = 0;
-  double exposed_comm_s = 0;             // waiting for transfers that nothing hid
+  double exposed_comm_s = 0;             // the host waiting for transfers that nothing hid
+  int64_t host_waits = 0;                // of rank 0 for a GPU
   std::map<std::string, int64_t> bytes;  // sent by rank 0, by group
   int64_t peak_bytes = 0;                // of rank 0's arenas
   int64_t peak_rss_bytes = 0;            // of rank 0's process, libraries and all

@@ -8,9 +8,9 @@
 #include "launch/json_file.hpp"
 #include "launch/mesh_option.hpp"
 #include "launch/parity.hpp"
+#include "launch/placement.hpp"
 #include "launch/samples.hpp"
 #include "parallel/comm/mpi.hpp"
-#include "parallel/comm/threads.hpp"
 #include "src/core/log.hpp"
 #include "src/kernels/matmul.hpp"
 
@@ -27,6 +27,8 @@ Config load(const ParityOptions& options) {
   std::vector<std::string> sets = options.sets;
   if (!options.dtype.empty()) sets.push_back("train.precision=" + options.dtype);
   if (!options.device.empty()) sets.push_back("train.device=" + options.device);
+  // The ranks of this command are what --comm says, whatever carries those of a training run.
+  sets.push_back("train.comm=" + (options.comm.empty() ? "auto" : options.comm));
   if (options.steps > 0) sets.push_back(concat("train.steps=", options.steps));
   LoadedConfig loaded = load_config(options.config, sets);
   for (const std::string& note : loaded.notes) log::info(note);
@@ -88,20 +90,24 @@ int finish(const ParityOptions& options, const Config& config, const SampleSourc
 
 int parity(const ParityOptions& options) {
   cpu::set_blas_threads(1);
-  const bool mpi = options.comm == "mpi" || (options.comm.empty() && launched_by_mpi());
+  const bool mpi = options.comm == "mpi" || (options.comm != "threads" && launched_by_mpi());
   std::unique_ptr<MpiSession> session;
   if (mpi) session = std::make_unique<MpiSession>();
-  const Config config = load(options);
+  Config config = load(options);
+  World* const host = mpi ? &session->world() : nullptr;
+  const RankChoice choice = place_ranks(config, host);
   const int64_t steps = config.train.steps;
   const auto source = open_samples(config);
   Recording reference, run;
-  run_ranks(
-      1, [&](World& world) { reference = record_run(on_one_rank(config), world, *source, steps); });
+  start_alone(choice.device, [&](World& world) {
+    reference = record_run(on_one_rank(config), world, *source, steps);
+  });
   if (mpi) {
-    run = record_run(config, session->world(), *source, steps);
-    if (session->world().rank() != 0) return static_cast<int>(ExitCode::done);
+    const std::unique_ptr<World> on_gpu = make_gpu_world(choice, *host);
+    run = record_run(config, on_gpu ? *on_gpu : *host, *source, steps);
+    if (host->rank() != 0) return static_cast<int>(ExitCode::done);
   } else {
-    run_ranks(config.mesh.ranks(), [&](World& world) {
+    start_threads(choice, [&](World& world) {
       Recording mine = record_run(config, world, *source, steps);
       if (world.rank() == 0) run = std::move(mine);
     });
@@ -124,11 +130,12 @@ void add_parity_command(CLI::App& app, std::function<int()>& action) {
       ->check(CLI::PositiveNumber)
       ->type_name("N");
   command->add_option("--dtype", options->dtype, "f32 or f64")->type_name("TYPE");
-  command->add_option("--device", options->device, "cpu")->type_name("DEVICE");
+  command->add_option("--device", options->device, "cpu or cuda (default: train.device)")
+      ->type_name("DEVICE");
   command
       ->add_option("--comm", options->comm,
-                   "threads, or mpi under mpirun (default: mpi there, threads elsewhere)")
-      ->check(CLI::IsMember({"threads", "mpi"}))
+                   "threads, mpi under mpirun, or nccl (default: as train.comm auto)")
+      ->check(CLI::IsMember({"threads", "mpi", "nccl"}))
       ->type_name("COMM");
   command->add_option("--set", options->sets, "override a key: section.key=value")
       ->type_name("KEY=VALUE")

@@ -4,16 +4,19 @@
 
 #include "launch/samples.hpp"
 #include "src/core/random.hpp"
+#include "src/tensor/host_copy.hpp"
 
 namespace weft {
 namespace {
 
-/// Elements as f64, in row-major order. Only contiguous tensors are observed.
-std::vector<double> to_doubles(const Tensor& t) {
+/// Elements as f64, in row-major order, as they are after what is enqueued on `stream`. Only
+/// contiguous tensors are observed.
+std::vector<double> to_doubles(const Tensor& t, Stream& stream) {
+  const HostCopy host(t, stream);
   std::vector<double> out(t.numel());
   visit_float(t.dtype, [&](auto zero) {
     using T = decltype(zero);
-    std::copy_n(t.as<T>(), out.size(), out.begin());
+    std::copy_n(host.tensor().as<T>(), out.size(), out.begin());
   });
   return out;
 }
@@ -34,7 +37,9 @@ void sum_over(Backend& all, std::vector<double>& v) {
 /// Puts the rows that probes see at their global places.
 class ActivationRecorder {
  public:
-  ActivationRecorder(int64_t samples, int64_t tokens) : samples_(samples), tokens_(tokens) {}
+  /// `compute`: what the step runs on.
+  ActivationRecorder(int64_t samples, int64_t tokens, Stream& compute)
+      : samples_(samples), tokens_(tokens), compute_(compute) {}
 
   /// The rank's micro-batches of the step, and the index of their first sample.
   void set_batches(const std::vector<Batch>& batches, int64_t first_sample) {
@@ -66,7 +71,7 @@ class ActivationRecorder {
     int64_t width = 1;
     for (int d = value.ndim > 2 ? 2 : 1; d < value.ndim; ++d) width *= value.dim(d);
     std::vector<double>& whole = entry(name, width);
-    const std::vector<double> part = to_doubles(value);
+    const std::vector<double> part = to_doubles(value, compute_);
     int64_t& seen = rows_seen_[name];
     for (int64_t r = 0; r < rows; ++r, ++seen) {
       const int64_t sample = first_sample_ + seen / T, token = batch.begin + seen % T;
@@ -85,6 +90,7 @@ class ActivationRecorder {
   }
 
   int64_t samples_, tokens_;
+  Stream& compute_;
   const std::vector<Batch>* batches_ = nullptr;
   int micro_batch_ = -1;
   int64_t first_sample_ = 0, next_sample_ = 0;
@@ -92,10 +98,12 @@ class ActivationRecorder {
   std::vector<Recording::Entry> entries_;
 };
 
-std::vector<Recording::Entry> parameter_entries(const ParameterStore& store, bool gradients) {
+std::vector<Recording::Entry> parameter_entries(Trainer& trainer, bool gradients) {
+  const ParameterStore& store = trainer.parameters();
   std::vector<Recording::Entry> entries;
   for (const Parameter* p : store.parameters()) {
-    entries.push_back({p->name, to_doubles(gradients ? store.gradient(*p) : store.value(*p))});
+    const Tensor tensor = gradients ? store.gradient(*p) : store.value(*p);
+    entries.push_back({p->name, to_doubles(tensor, trainer.compute())});
   }
   return entries;
 }
@@ -112,10 +120,10 @@ class RecordedRank {
         all_(world.everyone("recording")),
         samples_(Cuts::even(config.train.global_batch_size, trainer_.mesh().size(Axis::data))),
         loader_(make_batch_loader(config, source, coordinate_of(config.mesh, world.rank()))),
-        activations_(config.train.global_batch_size, config.data.seq_length) {
+        activations_(config.train.global_batch_size, config.data.seq_length, trainer_.compute()) {
     trainer_.set_before_update([this] {
       if (hooks_.gradients) hooks_.gradients(trainer_);
-      recording_.gradients.push_back(parameter_entries(trainer_.parameters(), true));
+      recording_.gradients.push_back(parameter_entries(trainer_, true));
     });
   }
 
@@ -133,12 +141,12 @@ class RecordedRank {
       if (hooks_.probe) hooks_.probe(name, value);
       if (step == 0) activations_.observe(name, value);
     });
-    if (step == 0) recording_.parameters.push_back(parameter_entries(trainer_.parameters(), false));
+    if (step == 0) recording_.parameters.push_back(parameter_entries(trainer_, false));
     const StepReport report = trainer_.step(step, batches, loader_.global_labels(step));
     const bool planned = !hooks_.stand_ins.attention && !hooks_.stand_ins.scan;
     if (planned) plan_.check(step, trainer_.peaks());  // a stand-in plans for itself
     recording_.losses.push_back(report.loss);
-    recording_.parameters.push_back(parameter_entries(trainer_.parameters(), false));
+    recording_.parameters.push_back(parameter_entries(trainer_, false));
     check_replicas(step, recording_.parameters.back());
     for (Recording::Entry& entry : recording_.gradients.back()) sum_over(*all_, entry.values);
     if (step == 0) merge_activations();

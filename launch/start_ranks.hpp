@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "parallel/comm/backend.hpp"
@@ -23,5 +24,17 @@ struct RankChoice {
 ///   mpi, cpu or cuda       processes; on GPUs messages go through the host
 /// Throws Error(usage) for what this build or this host cannot.
 void start_ranks(const RankChoice& choice, const std::function<void(World&)>& body);
+
+/// The first of these alone, with on_error as run_ranks has it.
+void start_threads(const RankChoice& choice, const std::function<void(World&)>& body,
+                   const std::function<void(int rank)>& on_error = {});
+
+/// Calls body(world) for one rank that is a job of its own, on the GPU that this process has among
+/// those of its host where `device` is cuda.
+void start_alone(Device device, const std::function<void(World&)>& body);
+
+/// The ranks of `host`, processes on the CPU, on the device of `choice`: null where that is the
+/// CPU. `host` must outlive the result. Needs no peer.
+std::unique_ptr<World> make_gpu_world(const RankChoice& choice, World& host);
 
 }  // namespace weft

@@ -5,10 +5,10 @@
 #include <optional>
 
 #include "launch/dry_run.hpp"
+#include "launch/placement.hpp"
 #include "launch/report_error.hpp"
 #include "launch/train_run.hpp"
 #include "parallel/comm/mpi.hpp"
-#include "parallel/comm/threads.hpp"
 #include "src/core/log.hpp"
 #include "src/kernels/matmul.hpp"
 
@@ -39,6 +39,7 @@ Config load(const TrainOptions& options) {
 int train_threads(const TrainOptions& options, Config config) {
   if (config.mesh.along(Axis::data) == kAutoSize) config.mesh.along(Axis::data) = 1;
   resolve_mesh(config, config.mesh.ranks());
+  const RankChoice choice = place_ranks(config, nullptr);
   ExitCode code = ExitCode::done;
   Whereabouts failed;
   const auto body = [&](World& world) {
@@ -48,7 +49,7 @@ int train_threads(const TrainOptions& options, Config config) {
     if (world.rank() == 0) code = ended;
   };
   try {
-    run_ranks(config.mesh.ranks(), body, [&](int) { failed = whereabouts(); });
+    start_threads(choice, body, [&](int) { failed = whereabouts(); });
   } catch (...) {
     const Failure failure = describe(std::current_exception());
     report(failure, failed);
@@ -108,13 +109,16 @@ int train_mpi(const TrainOptions& options) {
     if (world.rank() != 0) return;
     Config config = load(options);
     WEFT_REQUIRE(config.train.comm != CommChoice::threads, ExitCode::config,
-                 "train.comm: expected mpi or auto under mpirun, got threads");
+                 "train.comm: expected mpi, nccl or auto under mpirun, got threads");
     resolve_mesh(config, world.size());
     text = to_yaml(config);
   };
   if (const auto code = try_together(*all, read)) return static_cast<int>(*code);
-  const Config config = parse_config(broadcast_text(*all, text), options.config, {}).config;
+  Config config = parse_config(broadcast_text(*all, text), options.config, {}).config;
 
+  std::unique_ptr<World> on_gpu;
+  const auto place = [&] { on_gpu = make_gpu_world(place_ranks(config, &world), world); };
+  if (const auto code = try_together(*all, place)) return static_cast<int>(*code);
   std::unique_ptr<TrainRun> run;
   const auto prepare = [&] {
     run = std::make_unique<TrainRun>(config, world.rank());
@@ -123,7 +127,7 @@ int train_mpi(const TrainOptions& options) {
   if (const auto code = try_together(*all, prepare)) return static_cast<int>(*code);
 
   try {
-    return static_cast<int>(run->run(world));
+    return static_cast<int>(run->run(on_gpu ? *on_gpu : world));
   } catch (...) {
     const Failure failure = describe(std::current_exception());
     report(failure, whereabouts());
@@ -147,9 +151,10 @@ int train(const TrainOptions& options) {
   if (launched_by_mpi()) return train_mpi(options);
   Config config = load(options);
   const bool alone = config.mesh.ranks() <= 1;
-  WEFT_REQUIRE(alone || config.train.comm == CommChoice::threads, ExitCode::config,
-               "mesh: ", config.mesh.text(), " is ", config.mesh.ranks(),
-               " ranks: start them with mpirun -n ", config.mesh.ranks(),
+  const bool as_threads =
+      config.train.comm == CommChoice::threads || config.train.comm == CommChoice::nccl;
+  WEFT_REQUIRE(alone || as_threads, ExitCode::config, "mesh: ", config.mesh.text(), " is ",
+               config.mesh.ranks(), " ranks: start them with mpirun -n ", config.mesh.ranks(),
                ", or as threads of one process with --set train.comm=threads");
   return train_threads(options, config);
 }

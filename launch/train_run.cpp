@@ -31,20 +31,25 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// FLOP/s of matrix products on this rank: what MFU is a share of. All ranks measure at the same
-/// time, so that ranks sharing a core do not count it twice.
-double measure_matmul_rate(DType dtype) {
-  constexpr int64_t n = 384;
-  Arena arena("matmul rate", Device::cpu, 3 * n * n * size_of(dtype));
+/// FLOP/s of matrix products of the compute type on this rank: what MFU is a share of. All ranks
+/// measure at the same time, so that ranks that share a core or a GPU do not count it twice.
+double measure_matmul_rate(DType dtype, const World& world) {
+  const bool cuda = world.device() == Device::cuda;
+  const int64_t n = cuda ? 4096 : 384;
+  const auto stream = world.make_compute_stream();
+  Arena arena("matmul rate", world.device(), 3 * n * n * size_of(dtype), stream.get());
   const Tensor a = arena.allocate("a", dtype, {n, n}), b = arena.allocate("b", dtype, {n, n});
   const Tensor c = arena.allocate("c", dtype, {n, n});
-  const auto stream = make_inline_stream();
   for (const Tensor& t : {a, b}) fill({.y = t, .value = 0.5}, *stream);
   const MatmulArgs product{.c = c, .a = a, .b = b};
-  matmul(product, *stream);  // warm up
+  const auto run = [&] {
+    matmul(product, *stream);
+    stream->record().wait();
+  };
+  run();  // warm up
   const auto start = Clock::now();
   int count = 0;
-  for (; seconds_since(start) < 0.05; ++count) matmul(product, *stream);
+  for (; seconds_since(start) < 0.05; ++count) run();
   return count * cost(product).flops / seconds_since(start);
 }
 
@@ -96,13 +101,12 @@ void TrainRun::open_folder(const std::string& folder) {
 
 ExitCode TrainRun::run(World& world) {
   whereabouts() = {rank_, -1};
-  Trainer trainer(config_, world, plan_.memory);
-  if (!config_.from_hf.empty()) load_hf_weights(config_.from_hf, trainer.parameters());
-  {
-    const auto all = world.everyone("set-up");
-    step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
-    matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision));
-  }
+  const auto all = world.everyone("set-up");
+  step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
+  matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision, world));
+  Trainer trainer(config_, world, plan_.memory);  // now, so that the GPU had room to measure in
+  if (!config_.from_hf.empty())
+    load_hf_weights(config_.from_hf, trainer.parameters(), trainer.compute());
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe(trainer);
@@ -132,6 +136,7 @@ ExitCode TrainRun::run(World& world) {
 StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step) {
   const auto start = Clock::now();
   const double waited_before = trainer.compute().waited_s();
+  const int64_t host_waits_before = trainer.host_waits();
   trainer.clear_ledgers();
   const std::vector<Batch> batches = loader.load(step);
   const double data_wait_s = seconds_since(start);
@@ -147,6 +152,7 @@ StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader,
           .mfu = step_flops_ / (step_s * matmul_rate_),
           .data_wait_s = data_wait_s,
           .exposed_comm_s = trainer.compute().waited_s() - waited_before,
+          .host_waits = trainer.host_waits() - host_waits_before,
           .bytes = trainer.counted().by_group(),
           .peak_bytes = trainer.peaks().peak(),
           .peak_rss_bytes = peak_resident_bytes()};
@@ -155,7 +161,8 @@ StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader,
 void TrainRun::describe(const Trainer& trainer) const {
   log::info(concat("weft: ", config_.mesh.text(), " (", config_.mesh.ranks(), " ranks), ",
                    trainer.parameters().count(), " parameters in ", name(config_.train.precision),
-                   ", ", config_.train.global_batch_size, " x ", config_.data.seq_length,
+                   " on ", config_.train.device == DeviceChoice::cuda ? "GPUs" : "the CPU", ", ",
+                   config_.train.global_batch_size, " x ", config_.data.seq_length,
                    " tokens a step"));
   log::info(concat("weft: arenas of rank 0: ", plan_.memory.peak() >> 10, " KiB (state ",
                    plan_.memory.state >> 10, ", frames ", plan_.memory.frames >> 10, ", scratch ",

@@ -19,8 +19,17 @@ AdamWConfig adamw_config(const OptimizerConfig& config) {
           .grad_clip = config.grad_clip};
 }
 
-std::unique_ptr<Stream> make_compute_stream(Device device, std::map<std::string, Cost>& kernels) {
-  if (device != Device::meta) return make_inline_stream();
+/// Where the model runs, or on the meta device where the run that is planned will.
+Device target_of(const Config& config, const World& world) {
+  const Device wanted = config.train.device == DeviceChoice::cuda ? Device::cuda : Device::cpu;
+  WEFT_CHECK(world.device() == Device::meta || world.device() == wanted, "train.device is ",
+             name(wanted), ", the ranks are on ", name(world.device()));
+  return wanted;
+}
+
+std::unique_ptr<Stream> make_compute_stream(const World& world,
+                                            std::map<std::string, Cost>& kernels) {
+  if (world.device() != Device::meta) return world.make_compute_stream();
   return make_meta_stream([&kernels](const KernelCall& call) { kernels[call.name] += call.cost; });
 }
 
@@ -35,7 +44,8 @@ SequenceStrategies strategies_of(const Config& config, const StandIns& stand_ins
 
 void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
   const auto text = [](const MemoryPlan& plan) {
-    return concat("state ", plan.state, ", frames ", plan.frames, ", scratch ", plan.scratch);
+    return concat("state ", plan.state, ", frames ", plan.frames, ", scratch ", plan.scratch,
+                  ", staging ", plan.staging);
   };
   WEFT_REQUIRE(real == *this, ExitCode::comparison, "step ", step,
                ": peak bytes planned: ", text(*this), "; in the arenas: ", text(real));
@@ -50,10 +60,12 @@ double StepPlan::flops() const {
 Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
                  const StandIns& stand_ins)
     : config_(config),
-      compute_(make_compute_stream(world.device(), kernels_)),
-      state_("state", world.device(), memory.state),
-      frames_("frames", world.device(), memory.frames),
-      scratch_("scratch", world.device(), memory.scratch),
+      target_(target_of(config, world)),
+      staging_(target_, memory.staging),
+      compute_(make_compute_stream(world, kernels_)),
+      state_("state", world.device(), memory.state, compute_.get()),
+      frames_("frames", world.device(), memory.frames, compute_.get()),
+      scratch_("scratch", world.device(), memory.scratch, compute_.get()),
       mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
       model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice),
@@ -61,7 +73,10 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       optimizer_(adamw_config(config.optimizer), store_, mesh_.replicas().rank(),
                  mesh_.replicas().size(), state_),
       totals_(state_.allocate("totals", DType::f64, {2})) {
-  if (world.device() != Device::meta) set_initial_values(store_, config.train.seed);
+  if (world.device() == Device::cuda) {
+    report_ = cuda::allocate_pinned("a step's report", totals_.nbytes());
+  }
+  if (world.device() != Device::meta) set_initial_values(store_, config.train.seed, *compute_);
 }
 
 StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
@@ -74,9 +89,11 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
                   .loss_sum = loss_sum,
                   // A batch without a single label has no gradient, whatever the scale.
                   .loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(global_labels, 1)),
-                  .probe = probe_};
+                  .probe = probe_,
+                  .planned = target_};
   fill({.y = store_.gradients(), .value = 0}, *compute_);
   fill({.y = loss_sum, .value = 0}, *compute_);
+  staging_.begin_step();
 
   compute_gradients(batches, ctx);
   if (before_update_) before_update_();
@@ -87,9 +104,21 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
   const Tensor piece = scratch_.allocate("loss piece", DType::f64, {1});
   compute_->wait(mesh_.replicas().all_reduce(
       loss_sum, piece, {-1, Tag::Purpose::loss, Tag::Pass::update, 0}, *compute_));
+  return report(ctx.loss_scale);
+}
+
+StepReport Trainer::report(double loss_scale) {
   if (compute_->device() == Device::meta) return {};
-  return {.loss = loss_sum.as<double>()[0] * ctx.loss_scale,
-          .grad_norm = std::sqrt(squared_norm.as<double>()[0])};
+  Tensor totals = totals_;
+  if (compute_->device() == Device::cuda) {
+    totals.device = Device::cpu;
+    totals.data = report_.get();
+    cuda::copy_bytes(totals.data, totals_.data, totals_.nbytes(), *compute_);
+    compute_->record().wait();
+    ++reports_;
+  }
+  const double* value = totals.as<double>();
+  return {.loss = value[0] * loss_scale, .grad_norm = std::sqrt(value[1])};
 }
 
 void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx) {
@@ -98,10 +127,16 @@ void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx
     Frame frame(frames_, std::ssize(batch.segments), sequence_cuts_, mesh_.at(Axis::sequence), i,
                 config_.train.recompute);
     model_.begin({.segments = batch.segments, .tokens = batch.tokens, .labels = batch.labels},
-                 frame, ctx);
+                 frame, staging_, ctx);
     model_.forward(frame, ctx);
     model_.backward(frame, ctx);
   }
+}
+
+void Trainer::set_compute(std::unique_ptr<Stream> stream) {
+  WEFT_CHECK(compute_->device() == stream->device() && stream->device() != Device::cuda,
+             "the arenas of a GPU know their stream");
+  compute_ = std::move(stream);
 }
 
 void Trainer::clear_ledgers() {
@@ -110,7 +145,10 @@ void Trainer::clear_ledgers() {
 }
 
 MemoryPlan Trainer::peaks() const {
-  return {.state = state_.peak(), .frames = frames_.peak(), .scratch = scratch_.peak()};
+  return {.state = state_.peak(),
+          .frames = frames_.peak(),
+          .scratch = scratch_.peak(),
+          .staging = staging_.peak()};
 }
 
 std::vector<Arena::Item> Trainer::at_peak() const {

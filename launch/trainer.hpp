@@ -11,14 +11,17 @@
 #include "launch/config.hpp"
 #include "models/model.hpp"
 #include "parallel/data/sharded_optimizer.hpp"
+#include "src/tensor/staging.hpp"
 
 namespace weft {
 
-/// Bytes of a rank's arenas.
+/// Bytes that a rank allocates before the first step.
 struct MemoryPlan {
   int64_t state = 0;    // parameters, gradients, moments
   int64_t frames = 0;   // what forward leaves for backward
   int64_t scratch = 0;  // what dies inside a call
+  int64_t staging = 0;  // of the host: inputs on their way to a GPU
+  /// Of the three arenas, where the model runs.
   int64_t peak() const { return state + frames + scratch; }
   bool operator==(const MemoryPlan&) const = default;
   /// Throws Error(comparison) when `real`, the peaks of a step, is not this plan.
@@ -49,14 +52,16 @@ struct StandIns {
 
 class Trainer {
  public:
-  /// Collective over the world. The arenas get the bytes of `memory`; on the meta device (a
-  /// recording world) they measure instead.
+  /// Collective over the world. The model runs on the world's device, a GPU where train.device is
+  /// cuda. Arenas and staging get the bytes of `memory`; on the meta device (a recording world)
+  /// they measure instead.
   Trainer(const Config& config, World& world, const MemoryPlan& memory,
           const StandIns& stand_ins = {});
 
   /// One optimizer step over this rank's micro-batches. `step` counts from 0; `global_labels` is
   /// the number of labelled tokens of the global batch. When the gradient is not finite the
-  /// parameters stay as they are, and the report says so.
+  /// parameters stay as they are, and the report says so. On a GPU the host waits for it once, for
+  /// the report, when all of the step is enqueued.
   StepReport step(int64_t step, std::span<const Batch> batches, int64_t global_labels);
 
   Model& model() { return model_; }
@@ -73,8 +78,13 @@ class Trainer {
   MemoryPlan peaks() const;
   std::vector<Arena::Item> at_peak() const;
 
-  /// Runs the next steps on `stream`, which works on the same device; for measuring.
-  void set_compute(std::unique_ptr<Stream> stream) { compute_ = std::move(stream); }
+  /// How often this rank has waited for a GPU so far: once a step, and in transfers through the
+  /// host.
+  int64_t host_waits() const { return reports_ + mesh_.host_waits(); }
+
+  /// Runs the next steps on `stream`, which works on the same device, the CPU or meta; for
+  /// measuring.
+  void set_compute(std::unique_ptr<Stream> stream);
   /// Sees named tensors of the next steps.
   void set_probe(Probe probe) { probe_ = std::move(probe); }
   /// Called between the gradient sums of the micro-batches and the update; for tests and parity.
@@ -82,10 +92,14 @@ class Trainer {
 
  private:
   void compute_gradients(std::span<const Batch> batches, StepContext& ctx);
+  StepReport report(double loss_scale);
 
   Config config_;
   Ledger predicted_, counted_;
   std::map<std::string, Cost> kernels_;
+  Device target_;              // where kernels run, or on the meta device are planned to
+  Staging staging_;            // before the stream, which ends its copies first
+  cuda::PinnedMemory report_;  // of totals_, where those are on a GPU
   std::unique_ptr<Stream> compute_;
   Arena state_, frames_, scratch_;
   ProcessMesh mesh_;  // after the arenas: when a step fails, transfers under way end before them
@@ -93,7 +107,8 @@ class Trainer {
   Model model_;
   ParameterStore store_;
   ShardedOptimizer optimizer_;
-  Tensor totals_;  // [2] f64: sum of token losses, squared gradient norm
+  Tensor totals_;        // [2] f64: sum of token losses, squared gradient norm
+  int64_t reports_ = 0;  // read from a GPU
   Probe probe_;
   std::function<void()> before_update_;
 };

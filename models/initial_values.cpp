@@ -1,6 +1,7 @@
 #include "models/initial_values.hpp"
 
 #include "src/core/random.hpp"
+#include "src/tensor/host_copy.hpp"
 
 namespace weft {
 namespace {
@@ -21,15 +22,16 @@ double initial_value(const Parameter& parameter, const RandomStream& random, int
 
 }  // namespace
 
-void set_initial_values(const ParameterStore& store, uint64_t seed) {
+void set_initial_values(const ParameterStore& store, uint64_t seed, Stream& stream) {
   for (const Parameter* parameter : store.parameters()) {
-    const Tensor value = store.value(*parameter);
     const RandomStream random(seed, parameter->name);
-    visit_float(value.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      for (int64_t i = 0; i < value.numel(); ++i) {
-        value.as<T>()[i] = static_cast<T>(initial_value(*parameter, random, i));
-      }
+    write_on_host(store.value(*parameter), stream, [&](const Tensor& value) {
+      visit_float(value.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        for (int64_t i = 0; i < value.numel(); ++i) {
+          value.as<T>()[i] = static_cast<T>(initial_value(*parameter, random, i));
+        }
+      });
     });
   }
 }

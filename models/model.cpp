@@ -14,18 +14,25 @@ constexpr const char* kWindow = "window begin";
 constexpr const char* kAllKeys[] = {"all key begin", "all key end"};
 
 /// Positions of the shard's tokens, from the documents of the whole sequences.
-void fill_positions(std::span<const SegmentMap> segments, const Frame& frame) {
-  int64_t* position = frame.peek("positions").as<int64_t>();
+void fill_positions(std::span<const SegmentMap> segments, const Frame& frame,
+                    const Tensor& positions) {
+  int64_t* position = positions.as<int64_t>();
   for (const SegmentMap& map : segments) {
     for (int64_t i = 0; i < frame.tokens(); ++i)
       *position++ = map.position(frame.first_token() + i);
   }
 }
 
-/// The keys that they see.
-void fill_keys(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
-  int64_t* key_begin = frame.peek("key begin").as<int64_t>();
-  int64_t* key_end = frame.peek("key end").as<int64_t>();
+/// The keys that a query sees; [B, T] of the shard's tokens, [B, N] of all.
+struct KeyRange {
+  Tensor begin, end;
+};
+
+/// Those of the shard's tokens.
+void fill_keys(std::span<const SegmentMap> segments, bool causal, const Frame& frame,
+               const KeyRange& keys) {
+  int64_t* key_begin = keys.begin.as<int64_t>();
+  int64_t* key_end = keys.end.as<int64_t>();
   for (const SegmentMap& map : segments) {
     for (int64_t i = 0; i < frame.tokens(); ++i) {
       const int64_t t = frame.first_token() + i;
@@ -35,10 +42,10 @@ void fill_keys(std::span<const SegmentMap> segments, bool causal, const Frame& f
   }
 }
 
-/// What the queries of all tokens see, [B, N], a document at a time.
-void fill_all_keys(std::span<const SegmentMap> segments, bool causal, const Frame& frame) {
-  int64_t* key_begin = frame.peek(kAllKeys[0]).as<int64_t>();
-  int64_t* key_end = frame.peek(kAllKeys[1]).as<int64_t>();
+/// Those of all tokens, a document at a time.
+void fill_all_keys(std::span<const SegmentMap> segments, bool causal, const KeyRange& keys) {
+  int64_t* key_begin = keys.begin.as<int64_t>();
+  int64_t* key_end = keys.end.as<int64_t>();
   for (const SegmentMap& map : segments) {
     for (int64_t begin = 0; begin < map.tokens();) {
       const int64_t end = map.document_end(begin);
@@ -51,12 +58,12 @@ void fill_all_keys(std::span<const SegmentMap> segments, bool causal, const Fram
   }
 }
 
-void fill_windows(const std::vector<int64_t>& windows, const Frame& frame) {
-  const int64_t* key_begin = frame.peek("key begin").as<int64_t>();
-  const int64_t* key_end = frame.peek("key end").as<int64_t>();
-  int64_t* window_begin = frame.peek(kWindow).as<int64_t>();
+void fill_windows(const std::vector<int64_t>& windows, const KeyRange& keys, const Tensor& begins) {
+  const int64_t* key_begin = keys.begin.as<int64_t>();
+  const int64_t* key_end = keys.end.as<int64_t>();
+  int64_t* window_begin = begins.as<int64_t>();
   for (const int64_t window : windows) {
-    for (int64_t i = 0; i < frame.rows(); ++i) {
+    for (int64_t i = 0; i < keys.begin.numel(); ++i) {
       *window_begin++ = std::max(key_begin[i], key_end[i] - window);
     }
   }
@@ -141,21 +148,35 @@ void Model::push_inputs(Frame& frame, DType dtype) const {
   }
 }
 
-void Model::begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const {
+void Model::write_inputs(const TokenShard& shard, const Frame& frame, Staging& staging,
+                         StepContext& ctx) const {
+  const auto reserve = [&](bool wanted, const char* slot) {
+    return wanted ? staging.reserve(frame.peek(slot)) : Tensor{};
+  };
+  const Tensor tokens = reserve(true, "tokens"), labels = reserve(true, "labels");
+  const Tensor positions = reserve(true, "positions");
+  const KeyRange keys{reserve(inputs_.keys, "key begin"), reserve(inputs_.keys, "key end")};
+  const Tensor windows = reserve(inputs_.windows, kWindow);
+  const KeyRange all{reserve(inputs_.all_keys, kAllKeys[0]),
+                     reserve(inputs_.all_keys, kAllKeys[1])};
+  if (ctx.compute.device() == Device::meta) return;
+  WEFT_CHECK(
+      std::ssize(shard.segments) == frame.batch() && std::ssize(shard.tokens) == frame.rows() &&
+          std::ssize(shard.labels) == frame.rows(),
+      "a frame of ", frame.batch(), " x ", frame.tokens(), " tokens got ", shard.tokens.size());
+  std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
+  std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
+  fill_positions(shard.segments, frame, positions);
+  if (inputs_.keys) fill_keys(shard.segments, config_.causal, frame, keys);
+  if (inputs_.windows) fill_windows(config_.distinct_windows(), keys, windows);
+  if (inputs_.all_keys) fill_all_keys(shard.segments, config_.causal, all);
+  staging.send(ctx.compute);
+  ctx.observe("positions", frame.peek("positions"));
+}
+
+void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const {
   push_inputs(frame, ctx.dtype);
-  if (ctx.compute.device() != Device::meta) {
-    WEFT_CHECK(
-        std::ssize(shard.segments) == frame.batch() && std::ssize(shard.tokens) == frame.rows() &&
-            std::ssize(shard.labels) == frame.rows(),
-        "a frame of ", frame.batch(), " x ", frame.tokens(), " tokens got ", shard.tokens.size());
-    std::copy(shard.tokens.begin(), shard.tokens.end(), frame.peek("tokens").as<int32_t>());
-    std::copy(shard.labels.begin(), shard.labels.end(), frame.peek("labels").as<int32_t>());
-    fill_positions(shard.segments, frame);
-    if (inputs_.keys) fill_keys(shard.segments, config_.causal, frame);
-    if (inputs_.windows) fill_windows(config_.distinct_windows(), frame);
-    if (inputs_.all_keys) fill_all_keys(shard.segments, config_.causal, frame);
-    ctx.observe("positions", frame.peek("positions"));
-  }
+  write_inputs(shard, frame, staging, ctx);
   const auto fill_table = [&](const char* cos, const char* sin, const std::vector<double>& f) {
     rope_table({.cos = frame.peek(cos),
                 .sin = frame.peek(sin),

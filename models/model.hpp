@@ -9,6 +9,7 @@
 #include "models/decoder_layer.hpp"
 #include "models/embedding.hpp"
 #include "models/loss_head.hpp"
+#include "src/tensor/staging.hpp"
 
 namespace weft {
 
@@ -39,8 +40,9 @@ class Model {
   void visit(const std::function<void(Parameter&)>& f);
   std::vector<Parameter*> parameters();
 
-  /// Pushes what all layers read: tokens, labels, positions, visible keys, rotary tables.
-  void begin(const TokenShard& shard, Frame& frame, StepContext& ctx) const;
+  /// Pushes what all layers read: tokens, labels, positions, visible keys, rotary tables. What the
+  /// host knows of it goes through `staging`, which has begun the step.
+  void begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const;
   /// Adds this shard's token losses to ctx.loss_sum.
   void forward(Frame& frame, StepContext& ctx);
   /// Adds the gradients of loss x ctx.loss_scale; leaves the frame empty.
@@ -57,6 +59,8 @@ class Model {
   };
   Inputs inputs_of(const SequenceStrategies& strategies) const;
   void push_inputs(Frame& frame, DType dtype) const;
+  void write_inputs(const TokenShard& shard, const Frame& frame, Staging& staging,
+                    StepContext& ctx) const;
 
   ModelConfig config_;
   Inputs inputs_;

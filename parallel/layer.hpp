@@ -115,12 +115,15 @@ struct StepContext {
   Stream& compute;
   Arena& scratch;
   const ParameterStore& parameters;
-  DType dtype;            // of computation
-  Tensor loss_sum;        // [1] f64: sum of token losses of this rank, accumulates
-  double loss_scale = 1;  // of the gradient: 1 / labelled tokens of the global batch
-  bool training = true;   // false: only the loss, no gradient
-  Probe probe = {};       // may be empty
+  DType dtype;                   // of computation
+  Tensor loss_sum;               // [1] f64: sum of token losses of this rank, accumulates
+  double loss_scale = 1;         // of the gradient: 1 / labelled tokens of the global batch
+  bool training = true;          // false: only the loss, no gradient
+  Probe probe = {};              // may be empty
+  Device planned = Device::cpu;  // on the meta device: where the run that is planned computes
 
+  /// The device whose kernels compute, or on the meta device would.
+  Device target() const { return compute.device() == Device::meta ? planned : compute.device(); }
   Tensor weight(const Parameter& p) const { return parameters.value(p); }
   Tensor gradient(const Parameter& p) const { return parameters.gradient(p); }
   /// A product that adds to a parameter's gradient. All go through here, so that a schedule can

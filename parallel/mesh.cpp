@@ -86,6 +86,12 @@ std::unique_ptr<Communicator> ProcessMesh::make(World& world, const std::vector<
                                         ledgers_, strict_);
 }
 
+int64_t ProcessMesh::host_waits() const {
+  int64_t waits = replicas_->host_waits();
+  for (const auto& [place, communicator] : along_) waits += communicator->host_waits();
+  return waits;
+}
+
 Communicator& ProcessMesh::along(Axis axis, Lane lane) {
   return *along_.at({axis, lane});
 }

@@ -58,6 +58,8 @@ class ProcessMesh {
   /// The ranks that hold the same parameters: data x sequence, in rank order. Gradients are summed
   /// over it once, and the optimizer is sharded over it.
   Communicator& replicas() { return *replicas_; }
+  /// How often the transfers of all groups have waited for a GPU on the host so far.
+  int64_t host_waits() const;
 
  private:
   std::unique_ptr<Communicator> make(World& world, const std::vector<Axis>& axes,

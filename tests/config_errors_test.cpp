@@ -342,8 +342,6 @@ const Later kLater[] = {
     {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
     {"Precision", "train: {precision: bf16}", "train.precision: bf16"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
-    {"DeviceCuda", "train: {device: cuda}", "train.device: cuda"},
-    {"CommNccl", "train: {comm: nccl}", "train.comm: nccl"},
     {"Zero", "optimizer: {zero: 3}", "optimizer.zero: 3"},
     {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},
 };

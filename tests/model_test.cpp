@@ -199,7 +199,9 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
     const std::vector<SegmentMap> segments = {SegmentMap(13, {}, true),
                                               SegmentMap(13, {4, 9}, true)};
     const std::vector<int32_t> tokens(16);
-    model.begin({.segments = segments, .tokens = tokens, .labels = tokens}, frame, rank.context);
+    Staging staging(Device::cpu, 0);
+    model.begin({.segments = segments, .tokens = tokens, .labels = tokens}, frame, staging,
+                rank.context);
     const Tensor begins = frame.peek("window begin");  // of the windows 3 and 6
     ASSERT_TRUE(begins.has_shape({2, 2, 8}));
     for (const int64_t which : {0, 1}) {

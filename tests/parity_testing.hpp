@@ -1,7 +1,8 @@
-// The runs that parity is tested on: configs/parity.yaml on a mesh of threads.
+// The runs that parity is tested on: configs/parity.yaml on a mesh, by default of threads.
 #pragma once
 
 #include <cstdio>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,21 +24,45 @@ inline Config on_mesh(Config config, int data, int sequence) {
   return config;
 }
 
-/// What a run of all the config's steps computed, ranks as threads.
-inline Recording record(const Config& config, const RecordingHooks& hooks = {}) {
+/// Starts a rank for each of the config's mesh.
+using StartRanks = std::function<void(const std::function<void(World&)>& body)>;
+
+/// Threads; with train.device cuda they share the first GPU.
+inline StartRanks threads_of(const Config& config) {
+  const int ranks = config.mesh.ranks();
+  const bool cuda = config.train.device == DeviceChoice::cuda;
+  return [=](const auto& body) {
+    cuda ? run_ranks_on_gpus(std::vector<int>(ranks, 0), body) : run_ranks(ranks, body);
+  };
+}
+
+/// What a run of all the config's steps computed, on the ranks that `start` starts.
+inline Recording record_on(const StartRanks& start, const Config& config,
+                           const RecordingHooks& hooks = {}) {
   const auto source = open_samples(config);
   Recording recording;
-  run_ranks(config.mesh.ranks(), [&](World& world) {
+  start([&](World& world) {
     Recording mine = record_run(config, world, *source, config.train.steps, hooks);
     if (world.rank() == 0) recording = std::move(mine);
   });
   return recording;
 }
 
+inline Recording record(const Config& config, const RecordingHooks& hooks = {}) {
+  return record_on(threads_of(config), config, hooks);
+}
+
 /// What a run of the config is found to be, held against `reference`.
 inline ParityReport parity(const Config& config, const Recording& reference,
                            const RecordingHooks& hooks = {}) {
   return compare_runs(config, *open_samples(config), reference, record(config, hooks));
+}
+
+inline void expect_ok(const ParityReport& report, const Config& config) {
+  EXPECT_TRUE(report.ok) << config.mesh.text() << ": loss " << report.loss << ", gradients "
+                         << report.grad << ", updates " << report.param << ", oracle "
+                         << report.oracle << "; departs in " << report.first << " ("
+                         << report.first_tensor << ")";
 }
 
 /// The config on these data x sequence meshes equals the same on one rank.
@@ -47,11 +72,8 @@ inline void expect_parity(const std::vector<std::string>& sets,
   const Recording reference = record(on_one_rank(config));
   int64_t cells = 0;
   for (const auto& [data, sequence] : meshes) {
-    const ParityReport report = parity(on_mesh(config, data, sequence), reference);
-    EXPECT_TRUE(report.ok) << "data " << data << ", sequence " << sequence << ": loss "
-                           << report.loss << ", gradients " << report.grad << ", updates "
-                           << report.param << ", oracle " << report.oracle << "; departs in "
-                           << report.first << " (" << report.first_tensor << ")";
+    const Config here = on_mesh(config, data, sequence);
+    expect_ok(parity(here, reference), here);
     ++cells;
   }
   std::printf("%lld cells\n", static_cast<long long>(cells));

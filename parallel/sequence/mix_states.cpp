@@ -10,7 +10,8 @@ namespace {
 /// What a pass takes from the scratch arena.
 class PassBuffers {
  public:
-  PassBuffers(const StateShard& shard, StepContext& ctx) : shard_(shard), arena_(ctx.scratch) {}
+  PassBuffers(const StateShard& shard, StepContext& ctx)
+      : shard_(shard), arena_(ctx.scratch), target_(ctx.target()) {}
 
   Tensor state(const char* name) const { return allocate_state(name, shard_, arena_); }
 
@@ -43,9 +44,9 @@ class PassBuffers {
 
   Tensor kernel_scratch() const {
     const StateTokens& tokens = shard_.tokens;
-    return arena_.allocate("state scratch", DType::u8,
-                           {state_scratch_bytes(tokens.k.device, tokens.kind, tokens.k.dtype,
-                                                StateShape::of(tokens))});
+    return arena_.allocate(
+        "state scratch", DType::u8,
+        {state_scratch_bytes(target_, tokens.kind, tokens.k.dtype, StateShape::of(tokens))});
   }
 
  private:
@@ -53,6 +54,7 @@ class PassBuffers {
 
   const StateShard& shard_;
   Arena& arena_;
+  Device target_;
 };
 
 /// One rank has no boundary values: what only they need is left out.

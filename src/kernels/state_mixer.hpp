@@ -58,7 +58,7 @@ struct StateShape {
   static StateShape of(const StateTokens& tokens);
 };
 
-/// Scratch of one call of any pass on the CPU (and on the meta device), whatever B, T and H.
+/// Scratch of one call of any pass on the CPU, whatever B, T and H.
 int64_t state_scratch_bytes(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
 /// The same on `device`. A GPU computes all heads and many chunks at once: what it needs grows with
 /// B H, and with T up to a bound.

@@ -12,6 +12,9 @@ namespace {
 
 }  // namespace
 
+bool in_build() {
+  return false;
+}
 int device_count() {
   return 0;
 }

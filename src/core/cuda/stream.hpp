@@ -8,6 +8,9 @@
 
 namespace weft::cuda {
 
+/// Whether this build has CUDA.
+bool in_build();
+
 /// GPUs this process can use: 0 without a card, without a driver, and in a build without CUDA.
 int device_count();
 

@@ -1,0 +1,255 @@
+// Whole training steps in f32 on GPUs: golden models, parity with one rank and with the naive
+// oracle, the CPU's results, equal bits in two runs, what a step waits for.
+#include <cmath>
+#include <mutex>
+
+#include "launch/samples.hpp"
+#include "src/tensor/arena.hpp"
+#include "tests/cuda/rank_starts.hpp"
+#include "tests/golden_run.hpp"
+#include "tests/parity_testing.hpp"
+
+namespace weft {
+namespace {
+
+using Sets = std::vector<std::string>;
+
+Sets joined(Sets a, const Sets& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// configs/parity.yaml in f32 on a GPU, with some keys set.
+Config gpu_config(const Sets& sets = {}) {
+  return parity_config(joined({"train.device=cuda", "train.precision=f32"}, sets));
+}
+
+/// Reads of memory that nobody wrote show.
+class PoisonedTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU";
+    set_poison(true);
+  }
+  void TearDown() override { set_poison(false); }
+};
+
+// ---- Every way to start ranks
+
+class ModelsOnGpus : public OnGpus {
+ protected:
+  void SetUp() override {
+    OnGpus::SetUp();
+    set_poison(true);
+  }
+  void TearDown() override { set_poison(false); }
+
+  int ranks() const { return GetParam().ranks; }
+
+  /// The config over the sequence axis, and over both where the ranks allow it.
+  std::vector<Config> meshes_of(const Config& config) const {
+    std::vector<Config> meshes{on_mesh(config, 1, ranks())};
+    if (ranks() % 2 == 0) meshes.push_back(on_mesh(config, 2, ranks() / 2));
+    return meshes;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Cuda, ModelsOnGpus, testing::ValuesIn(kRankStarts), start_name);
+
+TEST_P(ModelsOnGpus, TrainGoldenModels) {
+  for (const std::string& name : golden_cases("llama-", /*folders=*/true)) {
+    const std::string folder = golden_folder() + "/" + name;
+    const Expected expected(folder);
+    for (const std::string& strategy : attention_strategy_names()) {
+      SCOPED_TRACE(name + ", " + strategy);
+      Config config =
+          golden_config(folder, expected, DType::f32, mesh_along(Axis::sequence, ranks()));
+      config.train.device = DeviceChoice::cuda;
+      config.sequence.attention = {strategy};
+      expect_golden(GoldenRun(folder, expected, config).run(GetParam()), expected);
+    }
+  }
+}
+
+TEST_P(ModelsOnGpus, EqualOneRank) {
+  const Config config = gpu_config({"model.layer_pattern=*W", "model.window=7"});
+  const Recording reference = record(on_one_rank(config));
+  for (const Config& here : meshes_of(config)) {
+    const Recording run = record_on(GetParam(), here);
+    expect_ok(compare_runs(here, *open_samples(here), reference, run), here);
+  }
+}
+
+/// A step waits for its GPU once, at its end; transfers through the host are counted beside.
+TEST_P(ModelsOnGpus, WaitOnceAStep) {
+  const Config config = on_mesh(gpu_config(), 1, ranks());
+  const bool staged = GetParam().transport == RankStart::Transport::staged;
+  const auto source = open_samples(config);
+  GetParam()([&](World& world) {
+    Trainer trainer(config, world, plan_step(config, world.rank()).memory);
+    const BatchLoader loader =
+        make_batch_loader(config, *source, coordinate_of(config.mesh, world.rank()));
+    for (int64_t step = 0; step < 3; ++step) {
+      const int64_t before = trainer.host_waits();
+      trainer.step(step, loader.load(step), loader.global_labels(step));
+      const int64_t waits = trainer.host_waits() - before;
+      if (staged) {
+        EXPECT_GT(waits, 1);
+      } else {
+        EXPECT_EQ(waits, 1);
+      }
+    }
+  });
+}
+
+// ---- Models and meshes, on threads that share a card
+
+class ParityOnAGpu : public PoisonedTest {
+ protected:
+  static void expect(const Sets& sets, const std::vector<std::pair<int, int>>& meshes) {
+    expect_parity(joined({"train.device=cuda", "train.precision=f32"}, sets), meshes);
+  }
+};
+
+TEST_F(ParityOnAGpu, OfSoftmaxAttentionWithEveryStrategy) {
+  for (const AttentionStrategy& strategy : attention_strategies()) {
+    SCOPED_TRACE(strategy.name);
+    const std::string attention = concat("sequence.attention=", strategy.name);
+    expect({attention}, {{1, 3}, {2, 2}, {1, 8}});
+    expect({attention, "model.causal=false"}, {{1, 4}});
+    expect({attention, "model.num_key_value_heads=8"}, {{1, 5}});
+  }
+}
+
+TEST_F(ParityOnAGpu, OfLengthsAndDocuments) {
+  expect({"data.seq_length=193"}, {{1, 3}, {5, 1}});
+  expect({"data.documents=false", "data.seq_length=256"}, {{1, 4}, {3, 2}});
+  expect({"data.seq_length=5", "data.documents=false", "train.global_batch_size=2"},
+         {{5, 1}, {1, 8}, {4, 2}});  // ranks without a sample or a token
+}
+
+TEST_F(ParityOnAGpu, OfTiedHeadsAndMaskedTokens) {
+  expect({"model.tie_word_embeddings=true"}, {{2, 3}});
+  expect({"model.causal=false", "data.objective=masked", "data.mask_fraction=0.01"}, {{2, 3}});
+}
+
+TEST_F(ParityOnAGpu, OfWindows) {
+  expect({"model.layer_pattern=W*", "model.window=7"}, {{1, 3}, {2, 2}, {1, 8}});
+  expect({"model.layer_pattern=*WW", "model.window=50"}, {{1, 5}});
+  expect({"model.layer_pattern=W*", "model.window=[2, 40, 7, 200]"}, {{1, 3}});
+}
+
+TEST_F(ParityOnAGpu, OfProjectedKeys) {
+  expect({"model.layer_pattern=P*", "model.projected_keys=12", "model.causal=false",
+          "data.documents=false", "data.objective=masked"},
+         {{1, 3}, {2, 2}, {1, 8}});
+}
+
+TEST_F(ParityOnAGpu, OfRecomputation) {
+  for (const char* policy : {"layer", "attention_output"}) {
+    expect({"model.layer_pattern=W*", "model.window=7", concat("train.recompute=", policy)},
+           {{1, 3}, {2, 2}});
+  }
+}
+
+TEST_F(ParityOnAGpu, OfLinearAttentionWithEveryScan) {
+  for (const StateScanKind& scan : state_scans()) {
+    SCOPED_TRACE(scan.name);
+    const std::string state = concat("sequence.state=", scan.name);
+    expect({"model.num_hidden_layers=4", "model.layer_pattern=L*L", state}, {{1, 3}, {1, 8}});
+    expect({"model.num_hidden_layers=4", "model.layer_pattern=G*G", state}, {{1, 3}, {2, 2}});
+  }
+}
+
+TEST_F(ParityOnAGpu, OfEveryLinearFamily) {
+  for (const char* family : {"basic", "lightning", "retention", "simple_gla", "gla"}) {
+    SCOPED_TRACE(family);
+    expect({"model.num_hidden_layers=4", "model.layer_pattern=L*L",
+            concat("model.linear.family=", family), "data.seq_length=389",
+            "train.global_batch_size=2"},
+           {{1, 2}, {1, 3}});
+  }
+}
+
+/// A mistake on a GPU is found where it is: reports are of what the GPU computed.
+TEST_F(ParityOnAGpu, FindsAWrongToken) {
+  const Config config = gpu_config({"train.steps=1"});
+  const Recording reference = record(on_one_rank(config));
+  RecordingHooks hooks;
+  hooks.batches = [](std::vector<Batch>& batches) {
+    for (Batch& batch : batches) {
+      if (batch.begin > 0 && !batch.tokens.empty()) batch.tokens[0] = 63 - batch.tokens[0];
+    }
+  };
+  const ParityReport report = parity(on_mesh(config, 1, 3), reference, hooks);
+  EXPECT_FALSE(report.ok);
+  EXPECT_EQ(report.first, "embedding");
+}
+
+// ---- The CPU, two runs, a step that must not be taken
+
+class ModelOnAGpu : public PoisonedTest {};
+
+TEST_F(ModelOnAGpu, ComputesWhatTheCpuDoes) {
+  const Config config = gpu_config({"model.layer_pattern=*W", "model.window=7"});
+  Config on_cpu = config;
+  on_cpu.train.device = DeviceChoice::cpu;
+  const Config here = on_mesh(config, 1, 2);
+  expect_ok(parity(here, record(on_cpu)), here);
+}
+
+void expect_same_bits(const std::vector<Recording::Entry>& a,
+                      const std::vector<Recording::Entry>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].name, b[i].name);
+    EXPECT_TRUE(same_bits(a[i].values, b[i].values)) << a[i].name;
+  }
+}
+
+TEST_F(ModelOnAGpu, HasEqualBitsInTwoRuns) {
+  for (const auto& [data, sequence] : {std::pair{1, 1}, {1, 4}, {2, 2}}) {
+    for (const AttentionStrategy& strategy : attention_strategies()) {
+      SCOPED_TRACE(concat(strategy.name, ", data ", data, ", sequence ", sequence));
+      const Config config =
+          on_mesh(gpu_config({concat("sequence.attention=", strategy.name)}), data, sequence);
+      const Recording first = record(config), second = record(config);
+      EXPECT_TRUE(same_bits(first.losses, second.losses));
+      expect_same_bits(first.activations, second.activations);
+      for (size_t step = 0; step < first.gradients.size(); ++step) {
+        expect_same_bits(first.gradients[step], second.gradients[step]);
+        expect_same_bits(first.parameters[step + 1], second.parameters[step + 1]);
+      }
+    }
+  }
+}
+
+TEST_F(ModelOnAGpu, TakesNoStepOfAGradientThatIsNotFinite) {
+  const Config config = on_mesh(gpu_config(), 1, 2);
+  const auto source = open_samples(config);
+  threads_of(config)([&](World& world) {
+    Trainer trainer(config, world, plan_step(config, world.rank()).memory);
+    const BatchLoader loader =
+        make_batch_loader(config, *source, coordinate_of(config.mesh, world.rank()));
+    const auto parameters = [&] {
+      return values(HostCopy(trainer.parameters().values(), trainer.compute()).tensor());
+    };
+    const auto step = [&](int64_t i) {
+      return trainer.step(i, loader.load(i), loader.global_labels(i));
+    };
+    const std::vector<double> initial = parameters();
+    EXPECT_TRUE(std::isfinite(step(0).grad_norm));
+    const std::vector<double> trained = parameters();
+    EXPECT_FALSE(same_bits(initial, trained));
+
+    const Parameter& last = *trainer.parameters().parameters().back();
+    write_on_host(trainer.parameters().value(last), trainer.compute(), [](const Tensor& host) {
+      std::fill_n(host.as<float>(), host.numel(), std::numeric_limits<float>::infinity());
+    });
+    const std::vector<double> broken = parameters();
+    EXPECT_FALSE(std::isfinite(step(1).grad_norm));
+    EXPECT_TRUE(same_bits(parameters(), broken));
+  });
+}
+
+}  // namespace
+}  // namespace weft
