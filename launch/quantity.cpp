@@ -1,8 +1,10 @@
 #include "launch/quantity.hpp"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <set>
 #include <string_view>
 
 #include "launch/quote.hpp"
@@ -25,6 +27,18 @@ const std::map<std::string_view, double> kPrefixes{{"", 1},
                                                    {"Gi", 1 << 30},
                                                    {"Ti", 1099511627776.0}};
 
+/// "32k"; 0 when it is no length.
+int64_t length_of(std::string_view text) {
+  constexpr int64_t kMost = 1000000000;  // as many as data.seq_length takes
+  int64_t number = 0;
+  const char* end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, number);
+  const std::string_view rest(at, end);
+  const int64_t unit = rest.empty() ? 1 : rest == "k" ? 1 << 10 : rest == "M" ? 1 << 20 : 0;
+  const bool fine = error == std::errc() && number > 0 && unit > 0 && number <= kMost / unit;
+  return fine ? number * unit : 0;
+}
+
 }  // namespace
 
 double parse_quantity(const std::string& flag, const std::string& text, const std::string& unit) {
@@ -40,6 +54,28 @@ double parse_quantity(const std::string& flag, const std::string& text, const st
   WEFT_REQUIRE(fine, ExitCode::usage, flag, ": expected a number and the unit ", unit,
                ", with a prefix (n u m k M G T P Ki Mi Gi Ti) or without, got ", quote(text));
   return number * prefix->second;
+}
+
+std::vector<int64_t> parse_lengths(const std::string& flag, const std::string& text) {
+  std::set<int64_t> lengths;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    const std::string item = text.substr(begin, comma - begin);
+    const size_t dots = item.find("..");
+    const int64_t first = length_of(item.substr(0, dots));
+    const int64_t last = dots == std::string::npos ? first : length_of(item.substr(dots + 2));
+    WEFT_REQUIRE(first > 0 && last > 0, ExitCode::usage, flag,
+                 ": expected lengths from 1 to 1000000000 as 4096, 32k (k = 1024), 1M (M = 1024^2) "
+                 "or 32k..1M, got ",
+                 quote(item));
+    int64_t tokens = first;
+    for (; tokens < last; tokens *= 2) lengths.insert(tokens);
+    WEFT_REQUIRE(tokens == last, ExitCode::usage, flag,
+                 ": expected a range whose end is its start doubled some times, got ", quote(item));
+    lengths.insert(last);
+    begin = comma + 1;
+  }
+  return {lengths.begin(), lengths.end()};
 }
 
 }  // namespace weft

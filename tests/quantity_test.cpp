@@ -39,5 +39,32 @@ TEST(Quantity, MistakesAreNamed) {
   }
 }
 
+TEST(Lengths, ListsAndRangesThatDouble) {
+  using Lengths = std::vector<int64_t>;
+  const auto lengths = [](const char* text) { return parse_lengths("--seq", text); };
+  EXPECT_EQ(lengths("4096"), (Lengths{4096}));
+  EXPECT_EQ(lengths("8k,100,1M"), (Lengths{100, 8192, 1048576}));
+  EXPECT_EQ(lengths("32k..256k"), (Lengths{32768, 65536, 131072, 262144}));
+  EXPECT_EQ(lengths("3..12,6..24,5..5"), (Lengths{3, 5, 6, 12, 24}));
+  EXPECT_EQ(lengths("1..512M").size(), 30u);
+  EXPECT_EQ(lengths("1000000000"), (Lengths{1000000000}));
+}
+
+TEST(Lengths, MistakesAreNamed) {
+  for (const char* text : {"",       ",",       "4096,",      "0",          "-4",
+                           "+4",     "4.5k",    "1e3",        "k",          "32K",
+                           "1Mi",    "1G",      "1000000001", "954M",       "99999999999999999999",
+                           "32k..",  "..32k",   "32k...64k",  "1k..2k..4k", "64k..32k",
+                           "1k..3k", "32k 64k", "0..8"}) {
+    try {
+      parse_lengths("--seq", text);
+      ADD_FAILURE() << "'" << text << "' was taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::usage);
+      EXPECT_EQ(std::string(error.what()).find("--seq: expected "), 0u) << error.what();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace weft
