@@ -6,6 +6,7 @@
 #include "launch/data_command.hpp"
 #include "launch/parity_command.hpp"
 #include "launch/report_error.hpp"
+#include "launch/scale_command.hpp"
 #include "launch/strategies_command.hpp"
 #include "launch/train_command.hpp"
 #include "parallel/comm/mpi.hpp"
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
   weft::add_data_command(app, action);
   weft::add_parity_command(app, action);
   weft::add_bench_command(app, action);
+  weft::add_scale_command(app, action);
   weft::add_strategies_command(app, action);
   try {
     app.parse(argc, argv);

@@ -139,10 +139,9 @@ void compare_activations(const std::vector<Entry>& reference, const std::vector<
 
 void compare_gradients(const std::vector<Entry>& reference, const std::vector<Entry>& run,
                        Comparison& comparison, ParityReport& report) {
-  const double floor = 1e-6 * rms_of_all(reference);
+  const std::vector<double> errors = gradient_errors(reference, run);
   for (size_t i = 0; i < reference.size(); ++i) {
-    comparison.add(reference[i].name, error_of(run[i].values, reference[i].values, floor),
-                   &ParityReport::Row::gradient, report.grad);
+    comparison.add(reference[i].name, errors[i], &ParityReport::Row::gradient, report.grad);
   }
 }
 
@@ -166,6 +165,21 @@ double parity_tolerance(DType dtype) {
   return dtype == DType::f64 ? 1e-11 : 1e-4;
 }
 
+double loss_error(double reference, double run) {
+  return error_of({run}, {reference}, 0.0);
+}
+
+std::vector<double> gradient_errors(const std::vector<Recording::Entry>& reference,
+                                    const std::vector<Recording::Entry>& run) {
+  WEFT_CHECK(run.size() == reference.size(), run.size(), " tensors, not ", reference.size());
+  const double floor = 1e-6 * rms_of_all(reference);
+  std::vector<double> errors;
+  for (size_t i = 0; i < reference.size(); ++i) {
+    errors.push_back(error_of(run[i].values, reference[i].values, floor));
+  }
+  return errors;
+}
+
 Config on_one_rank(Config config) {
   config.mesh = MeshShape{};
   return config;
@@ -177,7 +191,7 @@ ParityReport compare_runs(const Config& config, const SampleSource& source,
   Comparison comparison(config, report);
   compare_activations(reference.activations, run.activations, false, comparison, report);
   const auto compare_loss = [&](size_t step) {
-    const double error = error_of({run.losses[step]}, {reference.losses[step]}, 0.0);
+    const double error = loss_error(reference.losses[step], run.losses[step]);
     comparison.note("head", concat("loss of step ", step), error, report.loss);
   };
   compare_loss(0);

@@ -14,6 +14,12 @@ namespace weft {
 /// 1e-11 in f64, 1e-4 in f32; docs/numerics.md derives both.
 double parity_tolerance(DType dtype);
 
+/// The error of a run's loss by that measure, infinite when either is not a number.
+double loss_error(double reference, double run);
+/// The same of the gradients of a step, tensor by tensor. Both name the same tensors in one order.
+std::vector<double> gradient_errors(const std::vector<Recording::Entry>& reference,
+                                    const std::vector<Recording::Entry>& run);
+
 struct ParityReport {
   struct Row {
     std::string layer;  // "embedding", "layers.<i>", "head"

@@ -1,0 +1,264 @@
+#include "launch/scale_command.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <set>
+
+#include "launch/json_file.hpp"
+#include "launch/machine.hpp"
+#include "launch/parity.hpp"
+#include "launch/quantity.hpp"
+#include "launch/quote.hpp"
+#include "launch/scale.hpp"
+#include "parallel/comm/mpi.hpp"
+#include "src/core/log.hpp"
+
+namespace weft {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Ranks that share cores wait for one another as long as a step takes, and none of them can be
+/// lost without the others.
+constexpr double kLongestWait = 86400;  // seconds
+
+struct ScaleOptions {
+  std::string config;
+  std::vector<std::string> sets;
+  std::string seq;  // empty: data.seq_length
+  std::vector<std::string> strategies{"all"};
+  std::vector<int> ranks{1, 2, 4, 8};
+  int repeats = 2;
+  std::string memory;  // empty: of what is available
+  bool product = false, no_error = false;
+  std::string json;
+};
+
+LoadedConfig load(const ScaleOptions& options, int64_t tokens) {
+  std::vector<std::string> sets = options.sets;
+  sets.push_back("data.path=synthetic");  // whatever the file says, or does not say
+  if (tokens > 0) sets.push_back(concat("data.seq_length=", tokens));
+  return load_config(options.config, sets);
+}
+
+void check(const Config& config) {
+  for (const Axis axis : {Axis::data, Axis::pipeline, Axis::tensor}) {
+    const int size = config.mesh.along(axis);
+    WEFT_REQUIRE(size == 1 || size == kAutoSize, ExitCode::config, "mesh.", name(axis),
+                 ": expected 1, since weft scale lays its ranks along the sequence axis, got ",
+                 size);
+  }
+  const CommChoice comm = config.train.comm;
+  WEFT_REQUIRE(comm == CommChoice::automatic || comm == CommChoice::threads, ExitCode::config,
+               "train.comm: expected threads or auto, since the ranks of weft scale are threads");
+  WEFT_REQUIRE(config.train.device != DeviceChoice::cuda, ExitCode::config,
+               "train.device: expected cpu or auto, since weft scale runs on the CPU, got cuda");
+}
+
+int64_t memory_limit(const ScaleOptions& options, const Machine& machine) {
+  if (options.memory.empty()) return machine.memory_bytes / 10 * 9;
+  const double bytes = parse_quantity("--memory", options.memory, "B");
+  WEFT_REQUIRE(bytes >= 1 && bytes <= 1e18, ExitCode::usage,
+               "--memory: expected 1B to 1000PB, got ", quote(options.memory));
+  return static_cast<int64_t>(bytes);
+}
+
+ScaleGrid make_grid(const ScaleOptions& options, const Config& config, const Machine& machine) {
+  const std::set<int> ranks(options.ranks.begin(), options.ranks.end());
+  return {.lengths = options.seq.empty() ? std::vector<int64_t>{config.data.seq_length}
+                                         : parse_lengths("--seq", options.seq),
+          .pairs = strategy_pairs(config, options.strategies, options.product, "--strategies"),
+          .ranks = {ranks.begin(), ranks.end()},
+          .repeats = options.repeats,
+          .memory_bytes = memory_limit(options, machine),
+          .errors = !options.no_error};
+}
+
+// ---- The table
+
+void print_header(const ScaleOptions& options, const Config& config, const ScaleGrid& grid,
+                  const Machine& machine) {
+  const ModelConfig& model = config.model;
+  fmt::print("{}: {} layers of pattern {}, {} wide, {} heads of {}, {}, {} x seq tokens a step{}\n",
+             options.config, model.num_hidden_layers, model.layer_pattern, model.hidden_size,
+             model.num_attention_heads, model.head_dim, name(config.train.precision),
+             config.train.global_batch_size, config.data.documents ? ", in documents" : "");
+  fmt::print("cpu: {}, {} cores, which the ranks share as threads; at most {:.3g} GiB of arenas\n",
+             machine.cpu.empty() ? "unknown" : machine.cpu, machine.cores,
+             static_cast<double>(grid.memory_bytes) / (1 << 30));
+  fmt::print(
+      "s/step is the best of {} after one to warm up; sent is of all ranks along the "
+      "sequence axis;\npeak is the fullest rank's; strong and weak are against {} rank{}; "
+      "error is against one rank{}\n\n",
+      grid.repeats, grid.ranks.front(), grid.ranks.front() == 1 ? "" : "s",
+      grid.errors ? fmt::format(", at most {:.0e}", parity_tolerance(config.train.precision))
+                  : ", and not asked for");
+  fmt::print("{:>10} {:<10} {:<10} {:>5} {:>10} {:>12} {:>12} {:>14} {:>10} {:>7} {:>7} {:>9}\n",
+             "seq", "attention", "scan", "ranks", "s/step", "tokens/s", "a rank", "sent bytes",
+             "peak MiB", "strong", "weak", "error");
+}
+
+/// What a column has room for.
+std::string column_name(const std::vector<std::string>& names) {
+  return names.empty() ? "-" : names.size() == 1 ? names[0] : "by layer";
+}
+
+std::string ratio(const std::optional<double>& value) {
+  return value ? fmt::format("{:.2f}", *value) : "-";
+}
+
+std::string largest_error(const ScaleCell& cell) {
+  if (!cell.loss_error) return "-";
+  return fmt::format("{:.2e}", std::max(*cell.loss_error, *cell.gradient_error));
+}
+
+void print(const ScaleCell& cell) {
+  fmt::print("{:>10} {:<10} {:<10} {:>5}", cell.tokens, column_name(cell.strategies.attention),
+             column_name(cell.strategies.state), cell.ranks);
+  if (cell.measured()) {
+    fmt::print(" {:>10.4g} {:>12.1f} {:>12.1f} {:>14} {:>10.1f} {:>7} {:>7} {:>9}", cell.step_s(),
+               cell.tokens_per_s(), cell.tokens_per_s_per_rank(), cell.sent_bytes,
+               static_cast<double>(cell.peak_bytes) / (1 << 20), ratio(cell.strong_efficiency),
+               ratio(cell.weak_efficiency), largest_error(cell));
+  }
+  if (!cell.skipped.empty()) fmt::print("  skipped: {}", cell.skipped);
+  if (!cell.failed.empty()) fmt::print("  FAILED: {}", cell.failed);
+  fmt::print("\n");
+  std::fflush(stdout);
+}
+
+// ---- JSON
+
+Json names_json(const std::vector<std::string>& names) {
+  if (names.empty()) return nullptr;
+  return fmt::format("{}", fmt::join(names, ","));
+}
+
+Json or_null(const std::optional<double>& value) {
+  return value ? Json(*value) : Json(nullptr);
+}
+
+Json to_json(const ScaleCell& cell) {
+  Json json{{"tokens", cell.tokens},
+            {"attention", names_json(cell.strategies.attention)},
+            {"state", names_json(cell.strategies.state)},
+            {"ranks", cell.ranks}};
+  if (!cell.skipped.empty()) json["skipped"] = cell.skipped;
+  if (!cell.failed.empty()) json["failed"] = cell.failed;
+  if (!cell.measured()) return json;
+  json["step_s"] = cell.step_s();
+  json["steps_s"] = cell.seconds;
+  json["tokens_per_s"] = cell.tokens_per_s();
+  json["tokens_per_s_per_rank"] = cell.tokens_per_s_per_rank();
+  json["sequence_bytes"] = {{"predicted", cell.predicted_bytes}, {"counted", cell.sent_bytes}};
+  json["peak_bytes"] = {{"planned", cell.planned_peak_bytes}, {"real", cell.peak_bytes}};
+  json["strong_efficiency"] = or_null(cell.strong_efficiency);
+  json["weak_efficiency"] = or_null(cell.weak_efficiency);
+  json["error"] = nullptr;
+  if (cell.loss_error) {
+    json["error"] = {{"loss", *cell.loss_error},
+                     {"grad", *cell.gradient_error},
+                     {"worst_grad", cell.worst_gradient}};
+  }
+  return json;
+}
+
+Json to_json(const ScaleOptions& options, const Config& config, const ScaleGrid& grid,
+             const Machine& machine) {
+  const ModelConfig& model = config.model;
+  return {{"ok", true},
+          {"config", options.config},
+          {"model",
+           {{"num_hidden_layers", model.num_hidden_layers},
+            {"layer_pattern", model.layer_pattern},
+            {"hidden_size", model.hidden_size},
+            {"num_attention_heads", model.num_attention_heads},
+            {"head_dim", model.head_dim}}},
+          {"precision", name(config.train.precision)},
+          {"global_batch_size", config.train.global_batch_size},
+          {"documents", config.data.documents},
+          {"device", "cpu"},
+          {"comm", "threads"},
+          {"machine", {{"cpu", machine.cpu}, {"cores", machine.cores}}},
+          {"memory_limit_bytes", grid.memory_bytes},
+          {"tolerance", parity_tolerance(config.train.precision)},
+          {"rows", Json::array()}};
+}
+
+int scale(const ScaleOptions& options) {
+  WEFT_REQUIRE(!launched_by_mpi(), ExitCode::usage,
+               "weft scale starts its ranks itself: run it without mpirun and srun");
+  const LoadedConfig loaded = load(options, 0);
+  for (const std::string& note : loaded.notes) log::info(note);
+  const Config& config = loaded.config;
+  check(config);
+  const Machine machine = this_machine();
+  const ScaleGrid grid = make_grid(options, config, machine);
+  Json json = to_json(options, config, grid, machine);
+  write_json(options.json, json);
+  set_wait_deadline(kLongestWait);
+  print_header(options, config, grid, machine);
+  bool ok = true;
+  run_scale(
+      grid, [&](int64_t tokens) { return load(options, tokens).config; },
+      [&](const ScaleCell& cell) {
+        print(cell);
+        ok &= cell.failed.empty();
+        json["ok"] = ok;
+        json["rows"].push_back(to_json(cell));
+        write_json(options.json, json);  // what there is, should the run be cut short
+      });
+  return static_cast<int>(ok ? ExitCode::done : ExitCode::comparison);
+}
+
+}  // namespace
+
+void add_scale_command(CLI::App& app, std::function<int()>& action) {
+  CLI::App* command = app.add_subcommand(
+      "scale", "train a few steps at every length, strategy and number of ranks, and compare");
+  auto options = std::make_shared<ScaleOptions>();
+  command->add_option("config", options->config, "YAML file; its data is not read")
+      ->required()
+      ->type_name("CONFIG");
+  command->add_option("--set", options->sets, "override a key: section.key=value")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--seq", options->seq,
+                   "lengths of the sequence and ranges of them that double, as 4096,32k..1M "
+                   "(k = 1024, M = 1024^2) [data.seq_length]")
+      ->type_name("N,A..B,...");
+  // A list is one argument, so that CONFIG may follow it.
+  command
+      ->add_option("--strategies", options->strategies,
+                   "all, or attention strategies and state scans of `weft strategies`")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str()
+      ->type_name("NAME,...");
+  command->add_option("--ranks", options->ranks, "ranks of the sequence axis, threads here")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str()
+      ->type_name("P,...");
+  command->add_option("--repeats", options->repeats, "steps that are timed; the fastest counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--memory", options->memory,
+                   "limit of the arenas of all ranks together [nine tenths of what is available]")
+      ->type_name("QUANTITY");
+  command->add_flag("--product", options->product,
+                    "every attention strategy with every scan, where a model has both");
+  command->add_flag("--no-error", options->no_error, "do not compare with one rank");
+  command->add_option("--json", options->json, "write the result to FILE")->type_name("FILE");
+  command->callback([&action, options] { action = [options] { return scale(*options); }; });
+}
+
+}  // namespace weft
