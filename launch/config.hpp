@@ -41,7 +41,7 @@ struct TrainConfig {
   int64_t steps = 200;
   int64_t global_batch_size = 1;  // samples a step, over the whole mesh
   int64_t micro_batch_size = 1;   // samples that a rank computes at a time
-  DType precision = DType::f32;   // f32 or f64
+  DType precision = DType::f32;   // f32, f64 or bf16
   Recompute recompute = Recompute::none;
   uint64_t seed = 1;
   DeviceChoice device = DeviceChoice::automatic;

@@ -15,7 +15,6 @@ const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
       {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
-      {"train.precision", {"bf16"}, "", "there are f32 and f64"},
       {"train.deterministic", {}, "false", "there is no such switch yet"},
       {"optimizer.zero", {}, "1", "there is stage 1"},
       {"checkpoint", {}, "", "there are no checkpoints yet"},

@@ -129,7 +129,7 @@ void add_parity_command(CLI::App& app, std::function<int()>& action) {
   command->add_option("--steps", options->steps, "optimizer steps (default: train.steps)")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  command->add_option("--dtype", options->dtype, "f32 or f64")->type_name("TYPE");
+  command->add_option("--dtype", options->dtype, "f32, f64 or bf16")->type_name("TYPE");
   command->add_option("--device", options->device, "cpu or cuda (default: train.device)")
       ->type_name("DEVICE");
   command

@@ -62,13 +62,15 @@ const char* name_of(CommChoice comm) {
 }  // namespace
 
 std::string unfit_for_gpu(const Config& config) {
-  if (config.train.precision != DType::f32) {
-    return concat("train.precision on a GPU: expected f32, got ", name(config.train.precision));
-  }
+  if (config.train.precision == DType::f64)
+    return "train.precision on a GPU: expected f32 or bf16, got f64";
   const ModelConfig& model = config.model;
   const auto has = [&](std::string_view letters) {
     return model.mixers(letters, model.num_hidden_layers) > 0;
   };
+  if (has("*WP") && config.train.precision == DType::bf16) {
+    return "train.precision on a GPU: expected f32 for softmax attention (*, W, P), got bf16";
+  }
   if (has("*WP") && model.head_dim > kMostHeadDim) {
     return concat("model.head_dim on a GPU: expected at most ", kMostHeadDim, ", got ",
                   model.head_dim);
@@ -93,6 +95,8 @@ RankChoice place_ranks(Config& config, World* host) {
   }
   const bool cuda = device == DeviceChoice::cuda;
   WEFT_REQUIRE(!cuda || missing.empty(), ExitCode::config, "train.device: cuda: ", missing);
+  WEFT_REQUIRE(cuda || config.train.precision != DType::bf16, ExitCode::config,
+               "train.precision: bf16 needs a GPU", missing.empty() ? "" : ": ", missing);
 
   CommChoice comm = config.train.comm;
   if (comm == CommChoice::automatic) {

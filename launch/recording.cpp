@@ -4,6 +4,7 @@
 
 #include "launch/samples.hpp"
 #include "src/core/random.hpp"
+#include "src/kernels/pointwise.hpp"
 #include "src/tensor/host_copy.hpp"
 
 namespace weft {
@@ -14,10 +15,9 @@ namespace {
 std::vector<double> to_doubles(const Tensor& t, Stream& stream) {
   const HostCopy host(t, stream);
   std::vector<double> out(t.numel());
-  visit_float(t.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    std::copy_n(host.tensor().as<T>(), out.size(), out.begin());
-  });
+  const int64_t dims[] = {t.numel()};
+  const Tensor doubles = Tensor::view(out.data(), DType::f64, Device::cpu, dims);
+  cpu::convert({.y = doubles, .x = host.tensor()});
   return out;
 }
 

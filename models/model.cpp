@@ -128,12 +128,13 @@ std::vector<Parameter*> Model::parameters() {
 }
 
 void Model::push_inputs(Frame& frame, DType dtype) const {
+  const DType wide = accumulator_of(dtype);
   const int64_t B = frame.batch(), T = frame.tokens();
   for (const char* slot : {"tokens", "labels"}) frame.push(slot, DType::i32, {B, T});
   frame.push("positions", DType::i64, {B, T});
   if (inputs_.keys) {
     for (const char* slot : {"key begin", "key end"}) frame.push(slot, DType::i64, {B, T});
-    for (const char* slot : {"cos", "sin"}) frame.push(slot, dtype, {B, T, config_.head_dim / 2});
+    for (const char* slot : {"cos", "sin"}) frame.push(slot, wide, {B, T, config_.head_dim / 2});
   }
   if (inputs_.windows) {
     frame.push(kWindow, DType::i64, {std::ssize(config_.distinct_windows()), B, T});
@@ -143,7 +144,7 @@ void Model::push_inputs(Frame& frame, DType dtype) const {
   }
   if (inputs_.state_rotary) {
     for (const char* slot : {"state cos", "state sin"}) {
-      frame.push(slot, dtype, {B, T, std::ssize(state_frequencies_)});
+      frame.push(slot, wide, {B, T, std::ssize(state_frequencies_)});
     }
   }
 }

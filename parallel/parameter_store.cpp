@@ -12,7 +12,7 @@ ParameterStore::ParameterStore(std::vector<Parameter*> parameters, DType dtype, 
     count_ += parameter->numel();
   }
   values_ = arena.allocate_zeros("parameters", dtype, {size});
-  gradients_ = arena.allocate_zeros("gradients", dtype, {size});
+  gradients_ = arena.allocate_zeros("gradients", accumulator_of(dtype), {size});
 }
 
 Tensor ParameterStore::view(const Tensor& flat, const Parameter& parameter) {

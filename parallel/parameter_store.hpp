@@ -17,7 +17,7 @@ struct Parameter {
   std::string name;            // as Hugging Face writes it
   std::vector<int64_t> shape;  // global
   Init init = Init::normal;
-  double init_std = 0;                        // of Init::normal
+  double init_std = 0;                       // of Init::normal
   double (*draw)(double uniform) = nullptr;  // of Init::drawn: a value from one in [0, 1)
 
   int64_t offset = -1;  // of the first element in the flat buffers; set by ParameterStore
@@ -33,6 +33,7 @@ struct Parameter {
 
 /// Values and gradients of all parameters of one rank, each one flat buffer: a parameter is a view,
 /// a piece of the sharded optimizer is a range. Parameters start at multiples of 16 elements.
+/// Gradients have the accumulator type of the values'.
 class ParameterStore {
  public:
   /// `parameters` must outlive the store and stay in place; their offsets are set here. Both

@@ -340,7 +340,6 @@ const Later kLater[] = {
     {"Pipeline", "mesh: {pipeline: 2}", "mesh.pipeline: 2"},
     {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},
     {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
-    {"Precision", "train: {precision: bf16}", "train.precision: bf16"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
     {"Zero", "optimizer: {zero: 3}", "optimizer.zero: 3"},
     {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},

@@ -75,7 +75,7 @@ TEST(UnfitForGpu, IsWhatHasNoKernels) {
   config.model.layer_pattern = "L";
   EXPECT_EQ(unfit_for_gpu(config), "");
   config.train.precision = DType::f64;
-  EXPECT_EQ(unfit_for_gpu(config), "train.precision on a GPU: expected f32, got f64");
+  EXPECT_EQ(unfit_for_gpu(config), "train.precision on a GPU: expected f32 or bf16, got f64");
 }
 
 }  // namespace

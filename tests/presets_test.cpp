@@ -32,8 +32,11 @@ TEST_P(Presets, LoadAndPlan) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Of, Presets, testing::ValuesIn(presets()),
-                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Of, Presets, testing::ValuesIn(presets()), [](const auto& test) {
+  std::string name = test.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
 
 }  // namespace
 }  // namespace weft

@@ -14,8 +14,10 @@ ShardedOptimizer::ShardedOptimizer(const AdamWConfig& config, const ParameterSto
       cuts_(Cuts::even(store.size(), replicas)),
       begin_(cuts_.begin(rank)),
       end_(cuts_.end(rank)) {
-  m_ = arena.allocate_zeros("adam m", store.dtype(), {end_ - begin_});
-  v_ = arena.allocate_zeros("adam v", store.dtype(), {end_ - begin_});
+  const DType wide = accumulator_of(store.dtype());
+  m_ = arena.allocate_zeros("adam m", wide, {end_ - begin_});
+  v_ = arena.allocate_zeros("adam v", wide, {end_ - begin_});
+  if (store.dtype() != wide) masters_ = arena.allocate("masters", wide, {end_ - begin_});
 }
 
 void ShardedOptimizer::step(double learning_rate, int64_t step, const Tensor& squared_norm,
@@ -23,7 +25,7 @@ void ShardedOptimizer::step(double learning_rate, int64_t step, const Tensor& sq
   Communicator& replicas = ctx.mesh.replicas();
   const Scope scope(ctx.scratch);
   const Tensor piece_scratch =
-      ctx.scratch.allocate("gradient piece", store_.dtype(), {end_ - begin_});
+      ctx.scratch.allocate("gradient piece", store_.gradients().dtype, {end_ - begin_});
   const Tensor norm_scratch = ctx.scratch.allocate("norm piece", DType::f64, {1});
   const auto tag = [](Tag::Purpose purpose) { return Tag{-1, purpose, Tag::Pass::update, 0}; };
 
@@ -34,11 +36,15 @@ void ShardedOptimizer::step(double learning_rate, int64_t step, const Tensor& sq
   ctx.compute.wait(
       replicas.all_reduce(squared_norm, norm_scratch, tag(Tag::Purpose::norm), ctx.compute));
 
+  const Tensor own = store_.values().slice(0, begin_, end_);
+  if (masters_ && !has_masters_) convert({.y = masters_, .x = own}, ctx.compute);
+  has_masters_ = true;
+  const Tensor updated = masters_ ? masters_ : own;
   for (const Parameter* parameter : store_.parameters()) {
     const int64_t from = std::max(begin_, parameter->offset);
     const int64_t to = std::min(end_, parameter->offset + parameter->numel());
     if (from >= to) continue;
-    adamw({.param = store_.values().slice(0, from, to),
+    adamw({.param = updated.slice(0, from - begin_, to - begin_),
            .m = m_.slice(0, from - begin_, to - begin_),
            .v = v_.slice(0, from - begin_, to - begin_),
            .grad = store_.gradients().slice(0, from, to),
@@ -52,6 +58,7 @@ void ShardedOptimizer::step(double learning_rate, int64_t step, const Tensor& sq
            .step = step},
           ctx.compute);
   }
+  if (masters_) convert({.y = own, .x = masters_}, ctx.compute);
   ctx.compute.wait(
       replicas.all_gather(store_.values(), cuts_, tag(Tag::Purpose::parameter), ctx.compute));
 }

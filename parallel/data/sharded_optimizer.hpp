@@ -16,7 +16,7 @@ struct AdamWConfig {
 
 class ShardedOptimizer {
  public:
-  /// Moments come from `arena`. The store must outlive the optimizer.
+  /// Moments, and in bf16 the f32 masters, come from `arena`. The store must outlive the optimizer.
   ShardedOptimizer(const AdamWConfig& config, const ParameterStore& store, int rank, int replicas,
                    Arena& arena);
 
@@ -33,7 +33,11 @@ class ShardedOptimizer {
   const ParameterStore& store_;
   Cuts cuts_;  // of the flat buffers over the replicas
   int64_t begin_, end_;
-  Tensor m_, v_;  // [end - begin]
+  Tensor m_, v_;  // [end - begin], of the gradients' type
+  /// [end - begin]: where the values are rounded to bf16, the own piece of them that is not. Taken
+  /// from the values at the first step.
+  Tensor masters_;
+  bool has_masters_ = false;
 };
 
 }  // namespace weft
