@@ -93,8 +93,8 @@ TEST(ConfigTest, SetErrors) {
             "2}'");
   EXPECT_EQ(message_of(base, {"data.path=\xff"}),
             "--set: 'data.path': expected UTF-8 text, got other bytes");
-  EXPECT_EQ(message_of(base, {"train.precision=bf16"}).substr(0, 62),
-            "--set: 'train.precision: bf16' is not available in this versio");
+  EXPECT_EQ(message_of(base, {"train.deterministic=true"}).substr(0, 66),
+            "--set: 'train.deterministic: true' is not available in this versio");
   EXPECT_EQ(message_of(base, {"optimizer.min_lr=1"}),
             "--set: optimizer.min_lr: expected at most optimizer.lr = 0.0003, got 1");
 }

@@ -155,7 +155,9 @@ TEST_F(ParityOnAGpu, OfLinearAttentionWithEveryScan) {
   for (const StateScanKind& scan : state_scans()) {
     SCOPED_TRACE(scan.name);
     const std::string state = concat("sequence.state=", scan.name);
-    expect({"model.num_hidden_layers=4", "model.layer_pattern=L*L", state}, {{1, 3}, {1, 8}});
+    expect({"model.num_hidden_layers=4", "model.layer_pattern=L*L", "model.linear.family=gla",
+            state},
+           {{1, 3}, {1, 8}});
     expect({"model.num_hidden_layers=4", "model.layer_pattern=G*G", state}, {{1, 3}, {2, 2}});
   }
 }
@@ -168,6 +170,20 @@ TEST_F(ParityOnAGpu, OfEveryLinearFamily) {
             "train.global_batch_size=2"},
            {{1, 2}, {1, 3}});
   }
+}
+
+/// Every product and every activation is rounded to 8 bits, at places that the cuts move.
+TEST_F(ParityOnAGpu, OfStatesInBf16) {
+  for (const char* family : {"basic", "lightning", "retention", "simple_gla", "gla"}) {
+    SCOPED_TRACE(family);
+    expect({"train.precision=bf16", "model.num_hidden_layers=4", "model.layer_pattern=L",
+            concat("model.linear.family=", family), "data.seq_length=389",
+            "train.global_batch_size=2"},
+           {{1, 2}, {1, 4}});
+  }
+  expect({"train.precision=bf16", "model.num_hidden_layers=4", "model.layer_pattern=G",
+          "data.seq_length=389", "train.global_batch_size=2"},
+         {{1, 2}, {1, 4}});
 }
 
 /// A mistake on a GPU is found where it is: reports are of what the GPU computed.
