@@ -84,7 +84,7 @@ class GoldenRun {
       : folder_(folder), expected_(expected), config_(config) {}
 
   /// `start` calls what it gets once a rank of the config's mesh.
-  Trained run(const StartRanks& start) {
+  Trained run(const StartMesh& start) {
     trained_.logits.resize(expected_.length * config_.model.vocab_size);
     start([&](World& world) { run_rank(world); });
     return std::move(trained_);

@@ -104,7 +104,9 @@ class LayerOnRanks {
     Frame frame(slab, case_.batch, cuts_, world.rank(), 0);
     const std::vector<int32_t> ids(frame.rows());
     const Model model(case_.model, {}, /*loss_slice=*/1);
-    model.begin({.segments = case_.segments, .tokens = ids, .labels = ids}, frame, context);
+    Staging staging(Device::cpu, 0);
+    model.begin({.segments = case_.segments, .tokens = ids, .labels = ids}, frame, staging,
+                context);
 
     const Owned x = shard_of("x", frame), dy = shard_of("dy", frame);
     const Owned y(dtype_, {frame.rows(), case_.hidden()});

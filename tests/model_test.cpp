@@ -260,5 +260,22 @@ TEST(Plan, IsTheMemoryOfTheRealStep) {
   }
 }
 
+/// Where it differs: kernels of a GPU have scratch of their own, and inputs are staged.
+TEST(Plan, OfAGpuIsForItsKernels) {
+  Config config = tiny_config(false, true);
+  config.model.layer_pattern = "L";
+  config.model.linear.family = "gla";
+  config.train.precision = DType::f32;
+  const MemoryPlan cpu = plan_step(config, 0).memory;
+  config.train.device = DeviceChoice::cuda;
+  const MemoryPlan gpu = plan_step(config, 0).memory;
+  EXPECT_EQ(gpu.state, cpu.state);
+  EXPECT_EQ(gpu.frames, cpu.frames);
+  EXPECT_NE(gpu.scratch, cpu.scratch);
+  EXPECT_EQ(cpu.staging, 0);
+  // Tokens, labels and positions of 2 x 13 tokens and of 13, each of whole 64 bytes.
+  EXPECT_EQ(gpu.staging, 128 + 128 + 256 + 64 + 64 + 128);
+}
+
 }  // namespace
 }  // namespace weft

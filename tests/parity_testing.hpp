@@ -25,10 +25,10 @@ inline Config on_mesh(Config config, int data, int sequence) {
 }
 
 /// Starts a rank for each of the config's mesh.
-using StartRanks = std::function<void(const std::function<void(World&)>& body)>;
+using StartMesh = std::function<void(const std::function<void(World&)>& body)>;
 
 /// Threads; with train.device cuda they share the first GPU.
-inline StartRanks threads_of(const Config& config) {
+inline StartMesh threads_of(const Config& config) {
   const int ranks = config.mesh.ranks();
   const bool cuda = config.train.device == DeviceChoice::cuda;
   return [=](const auto& body) {
@@ -37,7 +37,7 @@ inline StartRanks threads_of(const Config& config) {
 }
 
 /// What a run of all the config's steps computed, on the ranks that `start` starts.
-inline Recording record_on(const StartRanks& start, const Config& config,
+inline Recording record_on(const StartMesh& start, const Config& config,
                            const RecordingHooks& hooks = {}) {
   const auto source = open_samples(config);
   Recording recording;
