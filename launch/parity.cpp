@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "launch/mixer_oracle.hpp"
-#include "src/tensor/bf16.hpp"
 
 namespace weft {
 namespace {
@@ -35,10 +34,6 @@ double error_of(const std::vector<double>& got, const std::vector<double>& refer
 /// The distance to the next number of the parameter's type.
 double spacing(double value, DType dtype) {
   const double size = std::abs(value);
-  if (dtype == DType::bf16) {
-    const uint16_t bits = to_bf16(static_cast<float>(size));
-    return from_bf16(bits + 1) - from_bf16(bits);
-  }
   return dtype == DType::f64 ? std::nextafter(size, INFINITY) - size
                              : std::nextafter(static_cast<float>(size), INFINITY) - size;
 }
@@ -167,7 +162,7 @@ void compare_updates(const Config& config, const Recording& reference, const Rec
 }  // namespace
 
 double parity_tolerance(DType dtype) {
-  return dtype == DType::f64 ? 1e-11 : dtype == DType::bf16 ? 2e-2 : 1e-4;
+  return dtype == DType::f64 ? 1e-11 : 1e-4;
 }
 
 double loss_error(double reference, double run) {

@@ -79,7 +79,7 @@ TEST_F(CommandsOnGpus, RefuseF64InOneLine) {
       run_command(weft_alone() + " parity configs/parity.yaml --device cuda --dtype f64");
   EXPECT_EQ(result.code, 64);
   EXPECT_EQ(result.lines().size(), 1u) << result.out;
-  EXPECT_NE(result.out.find("train.precision on a GPU: expected f32, got f64"), std::string::npos)
+  EXPECT_NE(result.out.find("train.precision on a GPU: expected f32 or bf16, got f64"), std::string::npos)
       << result.out;
 }
 
