@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
               return a.alpha * (a.leaving ? shared.decays.leave(t, d) : shared.decays.enter(t, d));
             });
   load_tile(shared.y, a.y.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, v0);
-  __syncthreads();
+  tiles_ready();
   TileSum<T> sum;
   add_product<true, false>(sum, shared.x, shared.y);
   const View<float> out = a.out.view(s, chunk.head(s), chunk.index - a.first);

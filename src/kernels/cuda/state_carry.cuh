@@ -10,17 +10,17 @@ template <class T>
 struct ChunkMatrices {
   T* data = nullptr;
   int64_t head = 0;    // stride from head to head
-  bool quads = false;  // as in View
+  bool packs = false;  // as in View
 
   static ChunkMatrices of(T* data, const Shard& s, int64_t chunks, int64_t first = 0) {
     const int64_t matrix = static_cast<int64_t>(s.key_dim) * s.value_dim;
     const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0;
-    return {data + first * matrix, chunks * matrix, aligned && s.value_dim % 4 == 0};
+    return {data + first * matrix, chunks * matrix, aligned && s.value_dim % kPack<T> == 0};
   }
   /// Of the n-th chunk of the range.
   __device__ View<T> view(const Shard& s, int64_t bh, int n) const {
     const int64_t matrix = static_cast<int64_t>(s.key_dim) * s.value_dim;
-    return {data + bh * head + n * matrix, s.value_dim, s.key_dim, s.value_dim, quads};
+    return {data + bh * head + n * matrix, s.value_dim, s.key_dim, s.value_dim, packs};
   }
 };
 

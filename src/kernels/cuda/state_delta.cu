@@ -17,7 +17,7 @@ struct OutputShared {
 
 /// A block a chunk.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     read_outputs(const __grid_constant__ Shard s, const __grid_constant__ DeltaInputs<T> in,
                  Rows<float> to, const __grid_constant__ DeltaPiece<T> piece,
                  ChunkMatrices<const float> states) {
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(shared.a, q, 0, k0);
     load_tile(shared.b, k, 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(scores, shared.a, shared.b);
   }
   for_each(scores, [&](int r, int j, float value) {
@@ -51,16 +51,14 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       load_tile(shared.a, q, 0, k0, [&](int t, int) { return in.scale * shared.decays.enter(t); });
       load_tile(shared.b, state, k0, v0);
-      __syncthreads();
+      tiles_ready();
       add_product<false, false>(sum, shared.a, shared.b);
     }
     __syncthreads();
     load_tile(shared.a, rows, 0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, false>(sum, shared.scores, shared.a);
-    for_each(sum, [&](int r, int d, float value) {
-      if (out.has(r, v0 + d)) out.at(r, v0 + d) = value;
-    });
+    store_to(out, v0, sum);
   }
 }
 

@@ -45,10 +45,10 @@ __device__ void gradients_of_rows(const DeltaChunk<T>& x, DeltaShared<T>& shared
   for (int v0 = 0; v0 < x.s.value_dim; v0 += kTile) {
     TileSum<T> values;  // R
     for (int k0 = 0; k0 < x.s.key_dim; k0 += kTile) {
-      __syncthreads();
+      tiles_ready();
       load_tile(shared.a, x.k, 0, k0, [&](int t, int) { return -shared.decays.enter(t); });
       load_tile(shared.b, x.state, k0, v0);
-      __syncthreads();
+      tiles_ready();
       add_product<false, false>(values, shared.a, shared.b);
     }
     TileSum<T> row;
@@ -70,7 +70,7 @@ __device__ void gradients_of_rows(const DeltaChunk<T>& x, DeltaShared<T>& shared
       shared.d.at(t, d) = from_float<T>(value);
       x.written.at(t, v0 + d) = from_float<T>(value);
     });
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(dreads, shared.a, shared.d);
     add_product<false, true>(dlower, shared.b, shared.d);
   }
@@ -87,7 +87,7 @@ __device__ void gradients_of_pairs(const DeltaChunk<T>& x, DeltaShared<T>& share
     __syncthreads();
     load_tile(shared.a, x.q, 0, k0);
     load_tile(shared.b, x.k, 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(reads, shared.a, shared.b);
     add_product<false, true>(keys, shared.b, shared.b);
   }
@@ -131,7 +131,7 @@ __device__ void gradients_of_keys(const DeltaChunk<T>& x, int k0, DeltaShared<T>
     load_tile(shared.c, x.written, 0, v0);
     load_tile(shared.d, x.state, k0, v0);
     load_tile(shared.e, x.costate, k0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(query, shared.a, shared.d);
     add_product<false, true>(entering, shared.b, shared.d);
     add_product<false, true>(leaving, shared.c, shared.e);
@@ -139,7 +139,7 @@ __device__ void gradients_of_keys(const DeltaChunk<T>& x, int k0, DeltaShared<T>
   __syncthreads();
   load_tile(shared.a, x.q, 0, k0);
   load_tile(shared.b, x.k, 0, k0);
-  __syncthreads();
+  tiles_ready();
   TileSum<T> dquery, dkey;
   add_product<false, false>(dquery, shared.dreads, shared.b);
   add_product<true, false>(dkey, shared.dreads, shared.a);
@@ -171,6 +171,7 @@ template <class T>
 __device__ void load_passing(const DeltaChunk<T>& x, DeltaShared<T>& shared) {
   const int64_t size = static_cast<int64_t>(x.s.key_dim) * x.s.value_dim;
   float sum = 0;  // both matrices are contiguous
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < size; i += kThreads) {
     sum = fmaf(x.state.data[i], x.costate.data[i], sum);
   }

@@ -67,7 +67,7 @@ __device__ void load_inverse(const Shard& s, const View<const T>& k, const Chunk
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
     __syncthreads();
     load_tile(shared.a, k, 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(keys, shared.a, shared.a);
   }
   for_each(keys, [&](int r, int j, float value) {
@@ -78,10 +78,6 @@ __device__ void load_inverse(const Shard& s, const View<const T>& k, const Chunk
 }
 
 /// out[:, column0...] = the tile.
-template <class T, class E>
-__device__ void store_sum(TileSum<T>& sum, const View<E>& out, int column0) {
-  for_each(sum, [&](int r, int d, float value) { out.at(r, column0 + d) = from_float<E>(value); });
-}
 template <class T>
 __device__ void store_tile(const Tile<T>& tile, const View<T>& out, int column0) {
   for_quads([&](int row, int column) {
@@ -92,7 +88,7 @@ __device__ void store_tile(const Tile<T>& tile, const View<T>& out, int column0)
 
 /// A block a chunk.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     prepare(const __grid_constant__ Shard s, const __grid_constant__ DeltaInputs<T> in,
             const __grid_constant__ DeltaPiece<T> piece) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -115,25 +111,25 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(shared.a, k, 0, k0, [&](int t, int) { return -shared.decays.enter(t); });
     load_tile(shared.b, k, 0, k0, [&](int t, int) { return shared.decays.leave(t); });
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<false, false>(sum, shared.solution, shared.a);
-    store_sum(sum, reads, k0);
+    store_to(reads, k0, sum);
     store_tile(shared.b, writes, k0);
   }
   const View<float> rows = piece.rows.view(head, n);
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
     load_tile(shared.a, v, 0, v0);
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<false, false>(sum, shared.solution, shared.a);
-    store_sum(sum, rows, v0);
+    store_to(rows, v0, sum);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     prepare_backward(const __grid_constant__ Shard s, const __grid_constant__ DeltaInputs<T> in,
                      const __grid_constant__ DeltaPiece<T> piece) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -160,16 +156,16 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(shared.a, q, 0, k0);
     load_tile(shared.b, k, 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(scores, shared.a, shared.b);
     __syncthreads();
     load_tile(shared.a, k, 0, k0, [&](int t, int) { return shared.decays.leave(t); });
     load_tile(shared.b, k, 0, k0,
               [&](int t, int) { return -shared.beta[t] * shared.decays.enter(t); });
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<true, false>(sum, shared.solution, shared.a);
-    store_sum(sum, reads, k0);
+    store_to(reads, k0, sum);
     store_tile(shared.b, writes, k0);
   }
   for_each(scores, [&](int r, int j, float value) {
@@ -179,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
     load_tile(shared.a, dout, 0, v0);
-    __syncthreads();
+    tiles_ready();
     TileSum<T> received;  // dU of the chunk's own outputs
     add_product<true, false>(received, shared.c, shared.a);
     for_each(received,
@@ -187,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     TileSum<T> sum;
     add_product<true, false>(sum, shared.solution, shared.b);
-    store_sum(sum, rows, v0);
+    store_to(rows, v0, sum);
   }
 }
 

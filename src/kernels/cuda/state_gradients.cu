@@ -25,14 +25,14 @@ __device__ void load_scores(const Shard& s, const GradientArgs<T>& a, const Chun
     __syncthreads();
     load_tile(shared.a, rows(a.dout), 0, v0);
     load_tile(shared.b, rows(a.v), 0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(products, shared.a, shared.b);
   }
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
     __syncthreads();
     load_tile(shared.a, rows(a.q), 0, k0);
     load_tile(shared.b, rows(a.k), 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(scores, shared.a, shared.b);
   }
 #pragma unroll
@@ -53,7 +53,7 @@ __device__ void load_scores(const Shard& s, const GradientArgs<T>& a, const Chun
 
 /// A block a chunk.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     local(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
           ChunkMatrices<const float> entering) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -69,12 +69,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
     load_tile(shared.a, rows(a.dout), 0, v0);
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<true, false>(sum, shared.scores, shared.a);
-    for_each(sum, [&](int j, int d, float value) {
-      if (dv.has(j, v0 + d)) dv.at(j, v0 + d) = value;
-    });
+    store_to(dv, v0, sum);
   }
   const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
   float read[TileSum<T>::kRows] = {};  // q . dq of what enters
@@ -84,13 +82,13 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       load_tile(shared.a, rows(a.dout), 0, v0);
       load_tile(shared.b, state, k0, v0);
-      __syncthreads();
+      tiles_ready();
       add_product<false, true>(from_state, shared.a, shared.b);
     }
     __syncthreads();
     load_tile(shared.a, q, 0, k0);
     load_tile(shared.b, rows(a.k), 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, false>(inside, shared.dscores, shared.b);
 #pragma unroll
     for (int i = 0; i < TileSum<T>::kRows; ++i) {
@@ -104,9 +102,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     TileSum<T> written;
     add_product<true, false>(written, shared.dscores, shared.a);
-    for_each(written, [&](int j, int d, float value) {
-      if (dk.has(j, k0 + d)) dk.at(j, k0 + d) = value;
-    });
+    store_to(dk, k0, written);
   }
   if (a.dlog_decay == nullptr) return;
   TileSum<T>::sum_rows(read, &shared.row_sums[0][0]);
@@ -138,6 +134,7 @@ __device__ void load_passing(const View<const float>& state, const View<const T>
   const int row = k0 + static_cast<int>(threadIdx.x) / 4;
   float sum = 0;
   if (row < state.rows) {
+#pragma unroll 8
     for (int v = threadIdx.x % 4; v < state.columns; v += 4) {
       sum = fmaf(state.at(row, v), to_float(costate.at(row, v)), sum);
     }
@@ -151,7 +148,7 @@ __device__ void load_passing(const View<const float>& state, const View<const T>
 }
 
 template <class T, class Decays>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     add_leaving(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
                 ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
                 CarryRange range) {
@@ -173,10 +170,10 @@ __global__ void __launch_bounds__(kThreads)
     load_tile(shared.keys, k, 0, k0, [&](int t, int d) { return shared.decays.leave(t, d); });
     TileSum<T> read;
     for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
-      __syncthreads();
+      tiles_ready();
       load_tile(shared.costate, costate, k0, v0);
       load_tile(shared.values, rows(a.v), 0, v0);
-      __syncthreads();
+      tiles_ready();
       add_product<false, true>(read, shared.values, shared.costate);
       TileSum<T> sum;
       add_product<false, false>(sum, shared.keys, shared.costate);

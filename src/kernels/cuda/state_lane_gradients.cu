@@ -28,7 +28,7 @@ __device__ void read_entering(const Shard& s, const GradientArgs<T>& a, const Ch
     __syncthreads();
     load_tile(shared.tiles.q, dout, 0, v0);
     load_tile(shared.tiles.k, state, k0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(sum, shared.tiles.q, shared.tiles.k);
   }
   for_each(sum, [&](int r, int d, float value) {
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(tiles.q, rows(a.dout), 0, v0);
     load_tile(tiles.k, rows(a.v), 0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(products, tiles.q, tiles.k);
   }
   for_each(products, [&](int r, int j, float value) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(tiles.q, rows(a.q), 0, k0);
     load_tile(tiles.k, rows(a.k), 0, k0);
-    __syncthreads();
+    tiles_ready();
     tiles.decay_to_starts();
     __syncthreads();
     tiles.add_scores_before(before);
@@ -178,12 +178,10 @@ __global__ void __launch_bounds__(kThreads)
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
     load_tile(tiles.k, rows(a.dout), 0, v0);
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<true, false>(sum, tiles.q, tiles.k);
-    for_each(sum, [&](int j, int d, float value) {
-      if (dv.has(j, v0 + d)) dv.at(j, v0 + d) = value;
-    });
+    store_to(dv, v0, sum);
   }
 }
 

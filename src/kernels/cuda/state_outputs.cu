@@ -20,17 +20,15 @@ __device__ void spread_scores(const Shard& s, const OutputArgs<T>& a, const Chun
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
     load_tile(b, v, 0, v0);
-    __syncthreads();
+    tiles_ready();
     TileSum<T> sum;
     add_product<false, false>(sum, scores, b);
-    for_each(sum, [&](int r, int d, float value) {
-      if (out.has(r, v0 + d)) out.at(r, v0 + d) = value;
-    });
+    store_to(out, v0, sum);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     local_tokens(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<TokenShared<T>*>(memory);
@@ -43,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     load_tile(shared.a, q, 0, k0);
     load_tile(shared.b, k, 0, k0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, true>(sum, shared.a, shared.b);
   }
   for_each(sum, [&](int r, int j, float value) {
@@ -54,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     local_lanes(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<LaneTiles<T>*>(memory);
@@ -68,8 +66,9 @@ __global__ void __launch_bounds__(kThreads)
     load_tile(shared.q, q, 0, k0);
     load_tile(shared.k, k, 0, k0);
     shared.decays.load(s, chunk, k0);
+    tiles_ready();
     shared.decay_to_starts();
-    __syncthreads();
+    tiles_ready();
     shared.add_scores_before(before);
     inside.add(shared);
   }
@@ -86,7 +85,7 @@ struct EnteringShared {
 
 /// A block a chunk and 64 columns.
 template <class T, class Decays>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     read_entering(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a,
                   ChunkMatrices<const T> states, CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -105,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
     load_tile(shared.q, q, 0, k0,
               [&](int t, int d) { return a.scale * shared.decays.enter(t, d); });
     load_tile(shared.state, state, k0, v0);
-    __syncthreads();
+    tiles_ready();
     add_product<false, false>(sum, shared.q, shared.state);
   }
   const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);

@@ -22,14 +22,13 @@ inline constexpr int tiles_of(int width) {
   return (width + kTile - 1) / kTile;
 }
 
-/// A matrix in global memory. `quads`: every row is whole quads of elements, each aligned to its
-/// size.
+/// A matrix in global memory. `packs`: every row is whole packs of 16 bytes, each aligned to them.
 template <class T>
 struct View {
   T* data;
   int64_t step;  // from row to row
   int rows, columns;
-  bool quads;
+  bool packs;
 
   __device__ bool has(int row, int column) const { return row < rows && column < columns; }
   __device__ T& at(int row, int column) const { return data[row * step + column]; }
@@ -45,7 +44,7 @@ struct Rows {
   T* data;
   int64_t batch, token, head;  // strides
   int width;
-  bool quads;
+  bool packs;
 
   static Rows of(const Tensor& t) {
     return {elements<std::remove_const_t<T>>(t),
@@ -57,7 +56,7 @@ struct Rows {
   }
   /// Tokens [begin, begin + count) of one head.
   __device__ View<T> view(int b, int h, int64_t begin, int count) const {
-    return {data + b * batch + begin * token + h * head, token, count, width, quads};
+    return {data + b * batch + begin * token + h * head, token, count, width, packs};
   }
 };
 
@@ -80,41 +79,86 @@ __device__ void for_quads(F&& f) {
   for (int i = threadIdx.x; i < RowCount * kQuads; i += kThreads) f(i / kQuads, i % kQuads * 4);
 }
 
+/// Calls f(row, first column) for the packs of 16 bytes of S in a [RowCount, Columns] tile, with
+/// the number of each among those of the thread, a constant once unrolled.
+template <class S, int RowCount, int Columns, class F>
+__device__ void for_packs(F&& f) {
+  constexpr int kAcross = Columns / kPack<S>, kAll = RowCount * kAcross;
+#pragma unroll
+  for (int n = 0; n < (kAll + kThreads - 1) / kThreads; ++n) {
+    const int i = n * kThreads + static_cast<int>(threadIdx.x);
+    if (kAll % kThreads == 0 || i < kAll) f(n, i / kAcross, i % kAcross * kPack<S>);
+  }
+}
+
 /// The tile of `from` at (row0, column0), every number times factor(row, column), both counted in
-/// the tile. Zeros where there is nothing, whatever the factor.
+/// the tile. Zeros where there is nothing, whatever the factor. All is read before anything is
+/// written, so that the latencies overlap.
 template <int RowCount = kTile, int Columns = kTile, class T, class S, class F>
 __device__ void load_tile(Tile<T, RowCount, Columns>& tile, const View<S>& from, int row0,
                           int column0, F&& factor) {
-  for_quads<RowCount, Columns>([&](int row, int column) {
-    float v[4] = {};
-    const int left = from.columns - column0 - column;
-    if (row0 + row < from.rows && left > 0) {
-      const S* p = &from.at(row0 + row, column0 + column);
-      if (from.quads) {
-        load<4>(p, v);
-      } else {
+  using Element = std::remove_const_t<S>;
+  constexpr int kEach = kPack<S>;
+  Pack<Element, kEach> read[(RowCount * Columns / kEach + kThreads - 1) / kThreads];
+  const auto left_at = [&](int row, int column) {
+    return row0 + row < from.rows ? from.columns - column0 - column : 0;
+  };
+  if (from.packs) {
+    for_packs<S, RowCount, Columns>([&](int n, int row, int column) {
+      if (left_at(row, column) > 0) {
+        read[n] =
+            load_pack<kEach>(const_cast<const Element*>(&from.at(row0 + row, column0 + column)));
+      }
+    });
+  } else {
+    for_packs<S, RowCount, Columns>([&](int n, int row, int column) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (j < left) v[j] = to_float(p[j]);
+      for (int j = 0; j < kEach; ++j) {
+        if (j < left_at(row, column)) {
+          read[n].value[j] = from.at(row0 + row, column0 + column + j);
         }
       }
+    });
+  }
+  for_packs<S, RowCount, Columns>([&](int n, int row, int column) {
+    float v[kEach] = {};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        if (j < left) v[j] *= factor(row, column + j);
-      }
+    for (int j = 0; j < kEach; ++j) {
+      if (j < left_at(row, column)) v[j] = to_float(read[n].value[j]) * factor(row, column + j);
     }
-    store<4>(&tile.at(row, column), v);
+    store<kEach>(&tile.at(row, column), v);
   });
 }
 
+/// The same without a factor. The tile is there behind tiles_ready().
 template <int RowCount = kTile, int Columns = kTile, class T, class S>
 __device__ void load_tile(Tile<T, RowCount, Columns>& tile, const View<S>& from, int row0,
                           int column0) {
+  if constexpr (std::is_same_v<std::remove_const_t<S>, T>) {
+    if (from.packs) {
+      for_packs<T, RowCount, Columns>([&](int, int row, int column) {
+        T* to = &tile.at(row, column);
+        if (row0 + row < from.rows && column0 + column < from.columns) {
+          copy_beside(to, &from.at(row0 + row, column0 + column));
+        } else {
+          *reinterpret_cast<uint4*>(to) = uint4{};
+        }
+      });
+      return;
+    }
+  }
   load_tile(tile, from, row0, column0, [](int, int) { return 1.0f; });
 }
 
+/// A barrier behind which all threads see the tiles that any has begun to load.
+__device__ inline void tiles_ready() {
+  close_copies();
+  await_copies<0>();
+  __syncthreads();
+}
+
 /// A thread's part of a [64, Columns] sum of products. It owns kRows x kColumns of the numbers, all
-/// of its rows inside one block of 16.
+/// of its rows inside one block of 16, and kRun of its columns are neighbours.
 template <class T, int Columns = kTile>
 class TileSum;
 
@@ -123,6 +167,7 @@ class TileSum<float, Columns> {
  public:
   static constexpr int kRows = 4;
   static constexpr int kColumns = Columns / kBlock;
+  static constexpr int kRun = 1;
   static constexpr int kParts = 1;
   float at[kRows][kColumns] = {};
 
@@ -190,6 +235,7 @@ class TileSum<bf16, Columns> {
  public:
   static constexpr int kRows = 2;
   static constexpr int kColumns = Columns / 8;
+  static constexpr int kRun = 2;
   static constexpr int kParts = 2;
   float at[kRows][kColumns] = {};
 
@@ -275,18 +321,53 @@ __device__ void for_places(F&& f) {
   }
 }
 
+/// f(i, c, row, column, constant n) for runs of n neighbours among a thread's numbers, at[i][c] to
+/// at[i][c + n - 1], as far as `view` has them at column0 + column; n is above 1 where one access
+/// takes the run.
+template <class Sum, class E, class F>
+__device__ void for_runs(const View<E>& view, int column0, F&& f) {
+  const auto runs = [&](auto run) {
+    constexpr int kRun = decltype(run)::value;
+#pragma unroll
+    for (int i = 0; i < Sum::kRows; ++i) {
+#pragma unroll
+      for (int c = 0; c < Sum::kColumns; c += kRun) {
+        const int row = Sum::row(i), column = column0 + Sum::column(c);
+        if (view.has(row, column)) f(i, c, row, column, run);
+      }
+    }
+  };
+  if (Sum::kRun > 1 && view.packs) {
+    runs(std::integral_constant<int, Sum::kRun>{});
+  } else {
+    runs(std::integral_constant<int, 1>{});
+  }
+}
+
+/// to[row, column0 + column] = the sum.
+template <class T, int Columns, class E>
+__device__ void store_to(const View<E>& to, int column0, const TileSum<T, Columns>& sum) {
+  for_runs<TileSum<T, Columns>>(to, column0, [&](int i, int c, int row, int column, auto run) {
+    float v[run.value];
+#pragma unroll
+    for (int j = 0; j < run.value; ++j) v[j] = sum.at[i][c + j];
+    store<run.value>(&to.at(row, column), v);
+  });
+}
+
 /// to[row, column0 + column] += the sum. All is read before anything is written, so that the
 /// latencies overlap.
 template <class T, int Columns>
 __device__ void add_to(const View<float>& to, int column0, const TileSum<T, Columns>& sum) {
   using Part = TileSum<T, Columns>;
   Part total;
-  for_places<Part>([&](int i, int c, int row, int column) {
-    total.at[i][c] = to.value(row, column0 + column) + sum.at[i][c];
+  for_runs<Part>(to, column0, [&](int i, int c, int row, int column, auto run) {
+    float v[run.value];
+    load<run.value>(&to.at(row, column), v);
+#pragma unroll
+    for (int j = 0; j < run.value; ++j) total.at[i][c + j] = v[j] + sum.at[i][c + j];
   });
-  for_places<Part>([&](int i, int c, int row, int column) {
-    if (to.has(row, column0 + column)) to.at(row, column0 + column) = total.at[i][c];
-  });
+  store_to(to, column0, total);
 }
 
 /// sum += op(a) op(b) of whole tiles.
