@@ -29,6 +29,7 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/short_convolution.cu
   src/kernels/cuda/softmax.cu
   src/kernels/cuda/state_carry.cu
+  src/kernels/cuda/state_chain.cu
   src/kernels/cuda/state_combine.cu
   src/kernels/cuda/state_delta.cu
   src/kernels/cuda/state_delta_carry.cu

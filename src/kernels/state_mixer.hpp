@@ -69,7 +69,8 @@ struct StateSummaryArgs {
   Tensor transition;    // out; shape by kind
   Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
   Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
-                        // state that leaves it, for state_apply; absent for delta
+                        // state that leaves it, for state_apply; absent for delta, and left
+                        // alone by a GPU but for vector
   Tensor scratch;       // u8 [state_scratch_bytes], of the tokens' device
   StateTokens tokens;
 };
@@ -113,7 +114,7 @@ struct StateCosummaryArgs {
   Tensor transition;      // out; as state_summarize gives it, not transposed; absent: not wanted
   Tensor state;           // out [B, H, K, V]: gradient of the entering state when D_out is 0
   Tensor chunk_costates;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
-                          // gradient of its entering state; absent for delta
+                          // gradient of its entering state; as chunk_states
   Tensor scratch;         // u8 [state_scratch_bytes]
   Tensor q, dout;         // [B, T, H, K], [B, T, H, V]
   double scale = 1.0;

@@ -106,27 +106,26 @@ struct WriteShared {
 /// A block a chunk and tile of its matrix.
 template <class T, class Decays>
 __global__ void __launch_bounds__(kThreads)
-    write_chunk(const __grid_constant__ Shard s, const __grid_constant__ ChunkProductsArgs<T> a) {
+    write_chunk(const __grid_constant__ Shard s, const __grid_constant__ ChunkProducts<T> a,
+                ChunkMatrices<float> to, CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<WriteShared<T, Decays>*>(memory);
   const int columns = tiles_of(s.value_dim), tiles = tiles_of(s.key_dim) * columns;
   const int tile = static_cast<int>(blockIdx.x) % tiles;
   const int k0 = tile / columns * kTile, v0 = tile % columns * kTile;
-  const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, a.first, a.count);
+  const ChunkOf chunk =
+      ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, range.first, range.count);
+  load_tile(shared.y, a.y.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, v0);
   shared.decays.load(s, chunk, k0);
   __syncthreads();
   load_tile(shared.x, a.x.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, k0,
             [&](int t, int d) {
               return a.alpha * (a.leaving ? shared.decays.leave(t, d) : shared.decays.enter(t, d));
             });
-  load_tile(shared.y, a.y.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, v0);
   tiles_ready();
   TileSum<T> sum;
   add_product<true, false>(sum, shared.x, shared.y);
-  const View<float> out = a.out.view(s, chunk.head(s), chunk.index - a.first);
-  for_each(sum, [&](int k, int v, float value) {
-    if (out.has(k0 + k, v0 + v)) out.at(k0 + k, v0 + v) = value;
-  });
+  store_to(from_row(to.view(s, chunk.head(s), chunk.index - range.first), k0), v0, sum);
 }
 
 }  // namespace
@@ -149,13 +148,15 @@ void carry(const Shard& s, int64_t heads, ChunkLogs logs, CarryRange range,
 }
 
 template <class T>
-void write_chunks(const Shard& s, int64_t heads, const ChunkProductsArgs<T>& args, Stream& stream) {
-  const int64_t blocks = heads * args.count * tiles_of(s.key_dim) * tiles_of(s.value_dim);
+void write_chunks(const Shard& s, int64_t heads, const ChunkProducts<T>& products,
+                  ChunkMatrices<float> out, CarryRange range, Stream& stream) {
+  const int64_t blocks = heads * range.count * tiles_of(s.key_dim) * tiles_of(s.value_dim);
   if (s.lanes > 1) {
-    launch(write_chunk<T, LaneDecays>, blocks, sizeof(WriteShared<T, LaneDecays>), stream, s, args);
+    launch(write_chunk<T, LaneDecays>, blocks, sizeof(WriteShared<T, LaneDecays>), stream, s,
+           products, out, range);
   } else {
     launch(write_chunk<T, TokenDecays>, blocks, sizeof(WriteShared<T, TokenDecays>), stream, s,
-           args);
+           products, out, range);
   }
 }
 
@@ -163,7 +164,9 @@ template void carry(const Shard&, int64_t, ChunkLogs, CarryRange, ChunkMatrices<
                     ChunkMatrices<float>, const float*, float*, Stream&);
 template void carry(const Shard&, int64_t, ChunkLogs, CarryRange, ChunkMatrices<const float>,
                     ChunkMatrices<bf16>, const float*, float*, Stream&);
-template void write_chunks(const Shard&, int64_t, const ChunkProductsArgs<float>&, Stream&);
-template void write_chunks(const Shard&, int64_t, const ChunkProductsArgs<bf16>&, Stream&);
+template void write_chunks(const Shard&, int64_t, const ChunkProducts<float>&, ChunkMatrices<float>,
+                           CarryRange, Stream&);
+template void write_chunks(const Shard&, int64_t, const ChunkProducts<bf16>&, ChunkMatrices<float>,
+                           CarryRange, Stream&);
 
 }  // namespace weft::cuda::state

@@ -44,24 +44,34 @@ struct CarryRange {
   bool backwards;
 };
 
+/// What each chunk writes to the state, or sends back to its gradient: (decay o alpha x)^T y, [K,
+/// V], decayed to the chunk's end (`leaving`) or from its start.
+template <class T>
+struct ChunkProducts {
+  Rows<const T> x, y;
+  float alpha;
+  bool leaving;
+};
+
 /// For each chunk: before = state, then state = decay o state + added. `before` may be `added`
 /// itself. Null `start` is 0, null `end` is not wanted; they are [B H, K, V] and may be one.
 template <class T>
 void carry(const Shard& s, int64_t heads, ChunkLogs logs, CarryRange range,
            ChunkMatrices<const float> added, ChunkMatrices<T> before, const float* start,
            float* end, Stream& stream);
+/// The products of the chunks of a range, which that adds up.
+template <class T>
+void write_chunks(const Shard& s, int64_t heads, const ChunkProducts<T>& products,
+                  ChunkMatrices<float> out, CarryRange range, Stream& stream);
 
-/// out = (decay o alpha x)^T y over each chunk of the range, [K, V]: what its tokens write to the
-/// state (`leaving`: decayed to the chunk's end), or send back to its gradient (from its start).
+/// Both at once for kinds with one decay a token: nothing of what is added goes through memory.
+/// Null `before` is not wanted. `decays` [B H, range, 64] are the products' decays times alpha.
 template <class T>
-struct ChunkProductsArgs {
-  Rows<const T> x, y;
-  float alpha;
-  bool leaving;
-  ChunkMatrices<float> out;
-  int first, count;
-};
-template <class T>
-void write_chunks(const Shard& s, int64_t heads, const ChunkProductsArgs<T>& args, Stream& stream);
+void chain_decays(const Shard& s, int64_t heads, const ChunkProducts<T>& products, CarryRange range,
+                  float* decays, Stream& stream);
+template <class T, class E>
+void chain_states(const Shard& s, int64_t heads, ChunkLogs logs, const ChunkProducts<T>& products,
+                  const float* decays, CarryRange range, ChunkMatrices<E> before,
+                  const float* start, float* end, Stream& stream);
 
 }  // namespace weft::cuda::state

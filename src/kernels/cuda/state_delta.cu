@@ -133,10 +133,8 @@ struct Call {
 /// (enter o scale q)^T dout of a piece's chunks, to scratch.
 template <class T>
 void write_received(const Call<T>& c, const DeltaInputs<T>& in, const DeltaPiece<T>& piece) {
-  write_chunks(c.s, c.heads,
-               ChunkProductsArgs<T>{in.q, in.dout, in.scale, false, c.template kept<float>(),
-                                    piece.range.first, piece.range.count},
-               c.stream);
+  write_chunks(c.s, c.heads, ChunkProducts<T>{in.q, in.dout, in.scale, false},
+               c.template kept<float>(), piece.range, c.stream);
 }
 
 template <class T>

@@ -16,20 +16,23 @@ float* optional_f32(const Tensor& t) {
   return t ? elements<float>(t) : nullptr;
 }
 
-/// One call: its shard, and its scratch with the logs of the chunks.
+/// One call: its shard, what the chunks add to the state, and its scratch with their logs.
 template <class T>
 struct Call {
-  Call(const StateTokens& tokens, const Tensor& memory, Stream& on)
+  Call(const StateTokens& tokens, const ChunkProducts<T>& chunks_add, const Tensor& memory,
+       Stream& on)
       : s(Shard::of(tokens)),
         heads(tokens.k.dim(0) * tokens.k.dim(2)),
+        products(chunks_add),
         scratch(memory.data, tokens.kind, tokens.k.dtype, StateShape::of(tokens)),
         logs{scratch.logs},
         stream(on) {
     chunk_logs(s, heads, logs, stream);
   }
 
-  ChunkMatrices<float> all(const Tensor& states) const {
-    return ChunkMatrices<float>::of(elements<float>(states), s, s.chunks);
+  ChunkMatrices<float> all(const Tensor& states, int first = 0) const {
+    if (!states) return {};
+    return ChunkMatrices<float>::of(elements<float>(states), s, s.chunks, first);
   }
   ChunkMatrices<const float> all_const(const Tensor& states, int first = 0) const {
     return ChunkMatrices<const float>::of(elements<float>(states), s, s.chunks, first);
@@ -38,56 +41,89 @@ struct Call {
   ChunkMatrices<E> kept() const {
     return ChunkMatrices<E>::of(reinterpret_cast<E*>(scratch.states), s, scratch.piece);
   }
-  CarryRange whole(bool backwards) const { return {0, s.chunks, backwards}; }
 
-  /// Carries the state over `added` and calls f(range) for pieces of the shard, with the states
-  /// that were carried to (backwards: back to) each of its chunks in kept().
+  /// What the chunks add, where carry_over() reads it.
+  void write(const Tensor& added) const {
+    if (scratch.decays != nullptr) return;  // it is made on the way
+    write_chunks(s, heads, products, all(added), CarryRange{0, s.chunks, false}, stream);
+  }
+  /// Carries the state over a piece of the shard.
+  template <class E>
+  void carry_over(const CarryRange& range, const Tensor& added, ChunkMatrices<E> before,
+                  const float* start, float* end) const {
+    if (scratch.decays != nullptr) {
+      chain_decays(s, heads, products, range, scratch.decays, stream);
+      chain_states(s, heads, logs, products, scratch.decays, range, before, start, end, stream);
+    } else {
+      carry(s, heads, logs, range, all_const(added, range.first), before, start, end, stream);
+    }
+  }
+
+  /// f(range, start, end) for the pieces of the shard in the order of the carry: the state goes
+  /// from one to the next.
   template <class F>
-  void carry_pieces(bool backwards, const Tensor& added, const Tensor& start, const Tensor& end,
-                    F&& f) const {
+  void for_pieces(bool backwards, const float* start, float* end, F&& f) const {
     const int piece = static_cast<int>(scratch.piece);
     const int pieces = std::max(1, (s.chunks + piece - 1) / piece);
-    const float* from = optional_f32(start);
     for (int i = 0; i < pieces; ++i) {
       const int first = (backwards ? pieces - 1 - i : i) * piece;
       const CarryRange range{first, std::min(piece, s.chunks - first), backwards};
-      float* to = i + 1 < pieces ? scratch.state : optional_f32(end);
-      carry(s, heads, logs, range, all_const(added, first), kept<T>(), from, to, stream);
-      f(range);
-      from = scratch.state;
+      f(range, start, i + 1 < pieces ? scratch.state : end);
+      start = scratch.state;
     }
+  }
+
+  /// Carries the state over all chunks, with those before (backwards: behind) each of them in
+  /// `before` [B, H, chunks, K, V]; absent: not wanted.
+  void carry_all(bool backwards, const Tensor& added, const Tensor& before, const float* start,
+                 float* end) const {
+    for_pieces(backwards, start, end, [&](const CarryRange& range, const float* from, float* to) {
+      carry_over(range, added, all(before, range.first), from, to);
+    });
+  }
+
+  /// The same with the states of a piece in kept(), and f(range) for each.
+  template <class F>
+  void carry_pieces(bool backwards, const Tensor& added, const Tensor& start, const Tensor& end,
+                    F&& f) const {
+    for_pieces(backwards, optional_f32(start), optional_f32(end),
+               [&](const CarryRange& range, const float* from, float* to) {
+                 carry_over(range, added, kept<T>(), from, to);
+                 f(range);
+               });
   }
 
   Shard s;
   int64_t heads;
+  ChunkProducts<T> products;
   Scratch scratch;
   ChunkLogs logs;
   Stream& stream;
 };
 
 template <class T>
+ChunkProducts<T> added_by_keys(const StateTokens& tokens) {
+  return {Rows<const T>::of(tokens.k), Rows<const T>::of(tokens.v), 1.0f, true};
+}
+template <class T>
+ChunkProducts<T> added_by_queries(const Tensor& q, const Tensor& dout, double scale) {
+  return {Rows<const T>::of(q), Rows<const T>::of(dout), static_cast<float>(scale), false};
+}
+
+template <class T>
 void summarize(const StateSummaryArgs& args, Stream& stream) {
-  const Call<T> c(args.tokens, args.scratch, stream);
-  write_chunks(
-      c.s, c.heads,
-      ChunkProductsArgs<T>{Rows<const T>::of(args.tokens.k), Rows<const T>::of(args.tokens.v), 1.0f,
-                           true, c.all(args.chunk_states), 0, c.s.chunks},
-      stream);
-  carry(c.s, c.heads, c.logs, c.whole(false), c.all_const(args.chunk_states),
-        ChunkMatrices<float>{}, nullptr, elements<float>(args.state), stream);
+  const Call<T> c(args.tokens, added_by_keys<T>(args.tokens), args.scratch, stream);
+  c.write(args.chunk_states);
+  c.carry_all(false, args.chunk_states, {}, nullptr, elements<float>(args.state));
   transition(c.s, c.heads, c.logs, elements<float>(args.transition), stream);
 }
 
 template <class T>
 void cosummarize(const StateCosummaryArgs& args, Stream& stream) {
-  const Call<T> c(args.tokens, args.scratch, stream);
-  write_chunks(c.s, c.heads,
-               ChunkProductsArgs<T>{Rows<const T>::of(args.q), Rows<const T>::of(args.dout),
-                                    static_cast<float>(args.scale), false,
-                                    c.all(args.chunk_costates), 0, c.s.chunks},
-               stream);
-  carry(c.s, c.heads, c.logs, c.whole(true), c.all_const(args.chunk_costates),
-        ChunkMatrices<float>{}, nullptr, elements<float>(args.state), stream);
+  const Call<T> c(args.tokens, added_by_queries<T>(args.q, args.dout, args.scale), args.scratch,
+                  stream);
+  c.write(args.chunk_costates);
+  c.carry_all(true, args.chunk_costates, {}, nullptr, elements<float>(args.state));
   if (args.transition) {
     transition(c.s, c.heads, c.logs, elements<float>(args.transition), stream);
   }
@@ -108,7 +144,7 @@ void local(const StateLocalArgs& args, Stream& stream) {
 
 template <class T>
 void apply(const StateApplyArgs& args, Stream& stream) {
-  const Call<T> c(args.tokens, args.scratch, stream);
+  const Call<T> c(args.tokens, added_by_keys<T>(args.tokens), args.scratch, stream);
   const OutputArgs<T> outputs = outputs_of<T>(args.q, args.out, args.scale, args.tokens);
   c.carry_pieces(false, args.chunk_states, args.h0, args.hT, [&](const CarryRange& range) {
     entering_outputs(c.s, c.heads, outputs, c.template kept<const T>(), range, stream);
@@ -117,14 +153,9 @@ void apply(const StateApplyArgs& args, Stream& stream) {
 
 template <class T>
 void backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
-  const Call<T> c(args.tokens, args.scratch, stream);
-  write_chunks(
-      c.s, c.heads,
-      ChunkProductsArgs<T>{Rows<const T>::of(args.tokens.k), Rows<const T>::of(args.tokens.v), 1.0f,
-                           true, c.all(args.entering), 0, c.s.chunks},
-      stream);
-  carry(c.s, c.heads, c.logs, c.whole(false), c.all_const(args.entering), c.all(args.entering),
-        optional_f32(args.h0), nullptr, stream);
+  const Call<T> c(args.tokens, added_by_keys<T>(args.tokens), args.scratch, stream);
+  c.write(args.entering);
+  c.carry_all(false, args.entering, args.entering, optional_f32(args.h0), nullptr);
   local_gradients(c.s, c.heads,
                   GradientArgs<T>::of(args.gradients, args.q, args.dout, args.scale, args.tokens),
                   c.all_const(args.entering), stream);
@@ -132,7 +163,8 @@ void backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
 
 template <class T>
 void backward_apply(const StateBackwardApplyArgs& args, Stream& stream) {
-  const Call<T> c(args.tokens, args.scratch, stream);
+  const Call<T> c(args.tokens, added_by_queries<T>(args.q, args.dout, args.scale), args.scratch,
+                  stream);
   const auto gradients =
       GradientArgs<T>::of(args.gradients, args.q, args.dout, args.scale, args.tokens);
   c.carry_pieces(true, args.chunk_costates, args.dhT, args.dh0, [&](const CarryRange& range) {

@@ -21,10 +21,11 @@ void Scratch::take(std::byte* memory, StateKind kind, DType dtype, const StateSh
   Slab slab(memory);
   const auto& [batch, tokens, sequence_heads, K, V] = shape;
   const int64_t heads = batch * sequence_heads, element = size_of(dtype);
-  logs = slab.take<double>(heads * state_chunks(tokens) * (kind == StateKind::vector ? K : 1));
+  const bool delta = kind == StateKind::delta, lanes = kind == StateKind::vector;
+  logs = slab.take<double>(heads * state_chunks(tokens) * (lanes ? K : 1));
   state = slab.take<float>(heads * K * V);
-  const bool delta = kind == StateKind::delta;
   const int64_t kept = heads * piece;
+  if (!delta && !lanes) decays = slab.take<float>(kept * kStateChunk);
   states = slab.take<std::byte>(kept * K * V * (delta ? int64_t{sizeof(float)} : element));
   if (delta) {
     transition = slab.take<float>(heads * K * K);

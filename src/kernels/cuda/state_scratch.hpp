@@ -22,6 +22,7 @@ struct Scratch {
 
   int64_t piece = 1;            // chunks
   double* logs = nullptr;       // [B H, chunks, lanes]: of the decay over each chunk
+  float* decays = nullptr;      // [B H, piece, 64]: of the tokens; for none, fixed and scalar
   float* state = nullptr;       // [B H, K, V]: what one piece hands to the next
   std::byte* states = nullptr;  // [B H, piece, K, V]: of the chunks; elements, for delta f32
   // Delta, with the tokens of a chunk as rows, K and V padded

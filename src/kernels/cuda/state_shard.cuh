@@ -71,7 +71,18 @@ struct TokenDecays {
 
   __device__ void load(const Shard& s, const ChunkOf& chunk, int = 0) {
     if (threadIdx.x >= kWarp) return;
-    const int lane = threadIdx.x, t = 2 * lane;
+    if (threadIdx.x == 0) place[0] = 0;
+    for_tokens(s, chunk, [&](int t, double after, double end) {
+      place[t + 1] = after;
+      from_start[t] = decay_between(after, 0);
+      to_end[t] = decay_between(end, after);
+    });
+  }
+
+  /// A warp: f(t, the place after token t, that at the chunk's end) for all tokens t.
+  template <class F>
+  static __device__ void for_tokens(const Shard& s, const ChunkOf& chunk, F&& f) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, t = 2 * lane;
     const double first = step(s, chunk, t), both = join(first, step(s, chunk, t + 1));
     double sum = both;
 #pragma unroll
@@ -80,15 +91,11 @@ struct TokenDecays {
       if (lane >= offset) sum = join(earlier, sum);
     }
     double before = __shfl_up_sync(0xFFFFFFFFu, sum, 1);
-    if (lane == 0) before = place[0] = 0;
+    if (lane == 0) before = 0;
     const double after[2] = {join(before, first), join(before, both)};
     const double end = __shfl_sync(0xFFFFFFFFu, after[1], kWarp - 1);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      place[t + i + 1] = after[i];
-      from_start[t + i] = decay_between(after[i], 0);
-      to_end[t + i] = decay_between(end, after[i]);
-    }
+    f(t, after[0], end);
+    f(t + 1, after[1], end);
   }
 
   /// From before the chunk to after token t, from there to the chunk's end, and over all of it.

@@ -38,6 +38,13 @@ struct View {
   }
 };
 
+template <class T>
+__device__ View<T> from_row(View<T> matrix, int row) {
+  matrix.data += row * matrix.step;
+  matrix.rows -= row;
+  return matrix;
+}
+
 /// [B, T, H, D], innermost stride 1.
 template <class T>
 struct Rows {
