@@ -3,38 +3,45 @@
 namespace weft::cuda::state {
 namespace {
 
+/// Blocks that an SM holds, by their shared memory.
+template <class T>
+constexpr int kBlocksOf = sizeof(T) == sizeof(float) ? 1 : 2;
+
 template <class T>
 struct LocalShared {
   TokenDecays decays;
-  Tile<T> a, b;
+  RowTiles<T, 2> q, k, dout;
+  union {
+    RowTiles<T, 2> v;
+    Tile<float> pairs;  // s o p, once v is used up
+  };
+  Tiles<T, 2> states;       // of 64 rows of the entering state
   Tile<T> scores, dscores;  // s, and the gradient of q k^T
-  Tile<float> pairs;        // s o p
   float crossing[kTile];
   float row_sums[TileSum<T>::kParts][kTile];
 };
 
+/// The rows of a chunk and the state that enters it.
+template <class T>
+struct LocalChunk {
+  View<const T> q, k, v, dout;
+  View<const float> state;
+};
+
 /// s and dscores of a chunk, and what crosses its tokens inside it.
 template <class T>
-__device__ void load_scores(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
+__device__ void load_scores(const Shard& s, const GradientArgs<T>& a, const LocalChunk<T>& rows,
                             LocalShared<T>& shared) {
-  const auto rows = [&](const Rows<const T>& x) {
-    return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  };
   TileSum<T> products, scores;
-  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
-    __syncthreads();
-    load_tile(shared.a, rows(a.dout), 0, v0);
-    load_tile(shared.b, rows(a.v), 0, v0);
-    tiles_ready();
-    add_product<false, true>(products, shared.a, shared.b);
+  for (int i = 0; i < tiles_of(s.value_dim); ++i) {
+    const Tile<T>& dout = shared.dout.get(rows.dout, i);
+    add_product<false, true>(products, dout, shared.v.get(rows.v, i));
   }
-  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
-    __syncthreads();
-    load_tile(shared.a, rows(a.q), 0, k0);
-    load_tile(shared.b, rows(a.k), 0, k0);
-    tiles_ready();
-    add_product<false, true>(scores, shared.a, shared.b);
+  for (int i = 0; i < tiles_of(s.key_dim); ++i) {
+    const Tile<T>& q = shared.q.get(rows.q, i);
+    add_product<false, true>(scores, q, shared.k.get(rows.k, i));
   }
+  __syncthreads();  // nobody reads v any more
 #pragma unroll
   for (int i = 0; i < TileSum<T>::kRows; ++i) {
 #pragma unroll
@@ -53,56 +60,58 @@ __device__ void load_scores(const Shard& s, const GradientArgs<T>& a, const Chun
 
 /// A block a chunk.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocksOf<T>)
     local(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
           ChunkMatrices<const float> entering) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<LocalShared<T>*>(memory);
   const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), 0, s.chunks);
-  const auto rows = [&](const auto& x) {
+  const auto view = [&](const auto& x) {
     return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   };
+  const LocalChunk<T> rows{view(a.q), view(a.k), view(a.v), view(a.dout),
+                           entering.view(s, chunk.head(s), chunk.index)};
+  const View<float> dq = view(a.dq), dk = view(a.dk), dv = view(a.dv);
+  const int key_tiles = tiles_of(s.key_dim), value_tiles = tiles_of(s.value_dim);
+  const auto load_state = [&](int k0) {
+    return [&, k0](int i, Tile<T>& tile) { load_tile(tile, rows.state, k0, i * kTile); };
+  };
+  shared.dout.load(rows.dout);
+  shared.v.load(rows.v);
+  shared.q.load(rows.q);
+  shared.k.load(rows.k);
+  shared.states.load(value_tiles, load_state(0));
   shared.decays.load(s, chunk);
-  load_scores(s, a, chunk, shared);
-  const View<const T> q = rows(a.q);
-  const View<float> dq = rows(a.dq), dk = rows(a.dk), dv = rows(a.dv);
-  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
-    __syncthreads();
-    load_tile(shared.a, rows(a.dout), 0, v0);
-    tiles_ready();
+  tiles_ready();
+  load_scores(s, a, rows, shared);
+  for (int i = 0; i < value_tiles; ++i) {
     TileSum<T> sum;
-    add_product<true, false>(sum, shared.scores, shared.a);
-    store_to(dv, v0, sum);
+    add_product<true, false>(sum, shared.scores, shared.dout.get(rows.dout, i));
+    store_to(dv, i * kTile, sum);
   }
-  const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
   float read[TileSum<T>::kRows] = {};  // q . dq of what enters
-  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
-    TileSum<T> from_state, inside;
-    for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+  for (int n = 0; n < key_tiles; ++n) {
+    const int k0 = n * kTile;
+    TileSum<T> from_state, inside, written;
+    for (int i = 0; i < value_tiles; ++i) {
+      const Tile<T>& dout = shared.dout.get(rows.dout, i);
+      add_product<false, true>(from_state, dout, shared.states.get(value_tiles, i, load_state(k0)));
+    }
+    if (n + 1 < key_tiles) {
       __syncthreads();
-      load_tile(shared.a, rows(a.dout), 0, v0);
-      load_tile(shared.b, state, k0, v0);
-      tiles_ready();
-      add_product<false, true>(from_state, shared.a, shared.b);
+      shared.states.load(value_tiles, load_state(k0 + kTile));
     }
-    __syncthreads();
-    load_tile(shared.a, q, 0, k0);
-    load_tile(shared.b, rows(a.k), 0, k0);
-    tiles_ready();
-    add_product<false, false>(inside, shared.dscores, shared.b);
-#pragma unroll
-    for (int i = 0; i < TileSum<T>::kRows; ++i) {
-#pragma unroll
-      for (int c = 0; c < TileSum<T>::kColumns; ++c) {
-        const int r = inside.row(i), d = inside.column(c);
-        const float row = a.scale * shared.decays.enter(r) * from_state.at[i][c];
-        read[i] = fmaf(to_float(shared.a.at(r, d)), row, read[i]);
-        if (dq.has(r, k0 + d)) dq.at(r, k0 + d) = inside.at[i][c] + row;
-      }
-    }
-    TileSum<T> written;
-    add_product<true, false>(written, shared.dscores, shared.a);
+    add_product<false, false>(inside, shared.dscores, shared.k.get(rows.k, n));
+    const Tile<T>& q = shared.q.get(rows.q, n);
+    for_places<TileSum<T>>([&](int i, int c, int r, int d) {
+      const float row = a.scale * shared.decays.enter(r) * from_state.at[i][c];
+      read[i] = fmaf(to_float(q.at(r, d)), row, read[i]);
+      inside.at[i][c] += row;
+    });
+    store_to(dq, k0, inside);
+    add_product<true, false>(written, shared.dscores, q);
     store_to(dk, k0, written);
+    tiles_ready();
   }
   if (a.dlog_decay == nullptr) return;
   TileSum<T>::sum_rows(read, &shared.row_sums[0][0]);
@@ -118,104 +127,108 @@ __global__ void __launch_bounds__(kThreads, 2)
       });
 }
 
-template <class T, class Decays>
+template <class T>
 struct LeavingShared {
-  Decays decays;
-  Tile<T> keys, values, costate;
-  Tile<float> written;                        // k o dk of what leaves, by lanes
-  float row_sums[TileSum<T>::kParts][kTile];  // its sums
-  float passing[kTile];                       // <S, D>: by lanes, or by warps
+  TokenDecays decays;
+  RowTiles<T, 2> keys, values;
+  Tiles<T, 4> costates;
+  float row_sums[TileSum<T>::kParts][kTile];  // k . dk of what leaves
+  float passing[kThreads / kWarp];            // <S, D>, by warps
 };
 
-/// <S, D> of the rows from k0 on: each for lanes, otherwise added to a thread's `total`.
-template <class T, class Decays>
-__device__ void load_passing(const View<const float>& state, const View<const T>& costate, int k0,
-                             LeavingShared<T, Decays>& shared, float& total) {
-  const int row = k0 + static_cast<int>(threadIdx.x) / 4;
-  float sum = 0;
-  if (row < state.rows) {
-#pragma unroll 8
-    for (int v = threadIdx.x % 4; v < state.columns; v += 4) {
-      sum = fmaf(state.at(row, v), to_float(costate.at(row, v)), sum);
+/// Adds <S, D> of a tile to `total`. What is read of S is on its way while `multiply` runs.
+template <class T, class F>
+__device__ void add_passing(const View<const float>& state, int k0, int v0, const Tile<T>& costate,
+                            float& total, F&& multiply) {
+  Pack<float, 4> read[kTile * kTile / 4 / kThreads];
+  for_packs<float, kTile, kTile>([&](int n, int k, int v) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) read[n].value[j] = 0;
+    if (state.packs && state.has(k0 + k, v0 + v)) {
+      read[n] = load_pack<4>(&state.at(k0 + k, v0 + v));
+    } else if (!state.packs) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) read[n].value[j] = state.value(k0 + k, v0 + v + j);
     }
-  }
-  if constexpr (Decays::kLanes) {
-    sum = warp_reduce<4>(sum, cuda::Sum{});
-    if (threadIdx.x % 4 == 0) shared.passing[row - k0] = sum;
-  } else {
-    total += sum;
-  }
+  });
+  multiply();
+  for_packs<float, kTile, kTile>([&](int n, int k, int v) {
+    float own[4];
+    load<4>(&costate.at(k, v), own);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) total = fmaf(read[n].value[j], own[j], total);
+  });
 }
 
-template <class T, class Decays>
-__global__ void __launch_bounds__(kThreads, 2)
+/// A block a chunk.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksOf<T>)
     add_leaving(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
                 ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
                 CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<LeavingShared<T, Decays>*>(memory);
+  auto& shared = *reinterpret_cast<LeavingShared<T>*>(memory);
   const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), range.first, range.count);
-  const auto rows = [&](const auto& x) {
+  const auto view = [&](const auto& x) {
     return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   };
-  const View<const T> k = rows(a.k);
-  const View<float> dk = rows(a.dk), dv = rows(a.dv);
+  const View<const T> k = view(a.k), v = view(a.v);
+  const View<float> dk = view(a.dk), dv = view(a.dv);
   const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
   const View<const T> costate = leaving.view(s, chunk.head(s), chunk.index - range.first);
-  if constexpr (!Decays::kLanes) shared.decays.load(s, chunk);
-  float written[TileSum<T>::kRows] = {}, passing = 0;
-  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
-    __syncthreads();
-    if constexpr (Decays::kLanes) shared.decays.load(s, chunk, k0);
-    load_tile(shared.keys, k, 0, k0, [&](int t, int d) { return shared.decays.leave(t, d); });
-    TileSum<T> read;
-    for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
-      tiles_ready();
-      load_tile(shared.costate, costate, k0, v0);
-      load_tile(shared.values, rows(a.v), 0, v0);
-      tiles_ready();
-      add_product<false, true>(read, shared.values, shared.costate);
-      TileSum<T> sum;
-      add_product<false, false>(sum, shared.keys, shared.costate);
-      add_to(dv, v0, sum);
+  const int key_tiles = tiles_of(s.key_dim), value_tiles = tiles_of(s.value_dim);
+  const auto load_costate = [&](int i, Tile<T>& tile) {
+    load_tile(tile, costate, i / value_tiles * kTile, i % value_tiles * kTile);
+  };
+  const auto costate_at = [&](int n, int i) -> const Tile<T>& {
+    return shared.costates.get(key_tiles * value_tiles, n * value_tiles + i, load_costate);
+  };
+  shared.keys.load(k);
+  shared.costates.load(key_tiles * value_tiles, load_costate);
+  shared.values.load(v);
+  shared.decays.load(s, chunk);
+  tiles_ready();
+  for (int i = 0; i < value_tiles; ++i) {
+    TileSum<T> sum, total;
+    read_from(dv, i * kTile, total);
+    for (int n = 0; n < key_tiles; ++n) {
+      const Tile<T>& keys = shared.keys.get(k, n);
+      add_product<false, false>(sum, keys, costate_at(n, i));
     }
-    TileSum<T> keys;
-    for_places<TileSum<T>>([&](int i, int c, int t, int d) { keys.at[i][c] = k.value(t, k0 + d); });
-    for_places<TileSum<T>>([&](int i, int c, int t, int d) {
-      read.at[i][c] *= shared.decays.leave(t, d);
-      const float product = keys.at[i][c] * read.at[i][c];
-      written[i] += product;
-      if constexpr (Decays::kLanes) shared.written.at(t, d) = product;
-    });
-    add_to(dk, k0, read);
-    if (a.dlog_decay == nullptr) continue;
-    load_passing(state, costate, k0, shared, passing);
-    if constexpr (Decays::kLanes) {
-      __syncthreads();
-      const int lane = threadIdx.x;
-      if (lane < kTile) {
-        double sum = static_cast<double>(shared.decays.through(lane)) * shared.passing[lane];
-        for (int t = 0; t < kTile; ++t) {
-          const float own = shared.written.at(t, lane);
-          shared.written.at(t, lane) = static_cast<float>(sum);
-          sum += own;
-        }
-      }
-      __syncthreads();
-      TileSum<T> sums;
-      for_places<TileSum<T>>(
-          [&](int i, int c, int t, int d) { sums.at[i][c] = shared.written.at(t, d); });
-      add_to(View<float>{a.dlog(chunk, 0), a.decay_token, chunk.count, s.key_dim, false}, k0, sums);
-    }
+    for_places<TileSum<T>>(
+        [&](int r, int c, int t, int) { total.at[r][c] += shared.decays.leave(t) * sum.at[r][c]; });
+    store_to(dv, i * kTile, total);
   }
-  if (Decays::kLanes || a.dlog_decay == nullptr) return;
+  float written[TileSum<T>::kRows] = {}, passing = 0;
+  for (int n = 0; n < key_tiles; ++n) {
+    TileSum<T> read, total;
+    read_from(dk, n * kTile, total);
+    for (int i = 0; i < value_tiles; ++i) {
+      const Tile<T>& values = shared.values.get(v, i);
+      const Tile<T>& back = costate_at(n, i);
+      const auto multiply = [&] { add_product<false, true>(read, values, back); };
+      if (a.dlog_decay != nullptr) {
+        add_passing(state, n * kTile, i * kTile, back, passing, multiply);
+      } else {
+        multiply();
+      }
+    }
+    const Tile<T>& keys = shared.keys.get(k, n);
+    for_places<TileSum<T>>([&](int r, int c, int t, int d) {
+      const float row = shared.decays.leave(t) * read.at[r][c];
+      written[r] = fmaf(to_float(keys.at(t, d)), row, written[r]);
+      total.at[r][c] += row;
+    });
+    store_to(dk, n * kTile, total);
+  }
+  if (a.dlog_decay == nullptr) return;
   TileSum<T>::sum_rows(written, &shared.row_sums[0][0]);
   passing = warp_reduce(passing, cuda::Sum{});
   if (threadIdx.x % kWarp == 0) shared.passing[threadIdx.x / kWarp] = passing;
   __syncthreads();
   double through = 0;
-  for (int w = 0; w < kThreads / kWarp; ++w) through += shared.passing[w];
-  through *= shared.decays.through(0);
+  for (const float part : shared.passing) through += part;
+  through *= shared.decays.through();
   sums_before(
       [&](int t) {
         double sum = 0;
@@ -242,14 +255,9 @@ template <class T>
 void leaving_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& args,
                        ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
                        CarryRange range, Stream& stream) {
-  const int64_t blocks = heads * range.count;
-  if (s.lanes > 1) {
-    launch(add_leaving<T, LaneDecays>, blocks, sizeof(LeavingShared<T, LaneDecays>), stream, s,
-           args, entering, leaving, range);
-  } else {
-    launch(add_leaving<T, TokenDecays>, blocks, sizeof(LeavingShared<T, TokenDecays>), stream, s,
-           args, entering, leaving, range);
-  }
+  if (s.lanes > 1) return leaving_lane_gradients(s, heads, args, entering, leaving, range, stream);
+  launch(add_leaving<T>, heads * range.count, sizeof(LeavingShared<T>), stream, s, args, entering,
+         leaving, range);
 }
 
 template void local_gradients(const Shard&, int64_t, const GradientArgs<float>&,

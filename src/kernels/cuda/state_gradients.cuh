@@ -55,6 +55,12 @@ void leaving_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& arg
                        ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
                        CarryRange range, Stream& stream);
 
+/// The same for one decay a row of the state.
+template <class T>
+void leaving_lane_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& args,
+                            ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
+                            CarryRange range, Stream& stream);
+
 /// The first warp: f(t, sum of value(u) over the tokens u >= t of a chunk).
 template <class V, class F>
 __device__ void sums_from(V&& value, F&& f) {

@@ -1,4 +1,4 @@
-// Gradients inside a chunk of the vector kind. Pairs of different tokens are gathered apart from a
+// Gradients of the vector kind. Inside a chunk pairs of different tokens are gathered apart from a
 // token's pair with itself, which does not decay: dlog_decay is made of them as a difference, and
 // where decays are strong the other would drown it.
 #include "src/kernels/cuda/state_gradients.cuh"
@@ -185,6 +185,88 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class T>
+struct LeavingShared {
+  LaneDecays decays;
+  Tile<T> keys, values, costate;
+  Tile<float> written;   // k o dk of what leaves
+  float passing[kTile];  // <S, D>
+};
+
+/// <S, D> of the rows from k0 on.
+template <class T>
+__device__ void load_passing(const View<const float>& state, const View<const T>& costate, int k0,
+                             LeavingShared<T>& shared) {
+  const int row = k0 + static_cast<int>(threadIdx.x) / 4;
+  float sum = 0;
+  if (row < state.rows) {
+#pragma unroll 8
+    for (int v = threadIdx.x % 4; v < state.columns; v += 4) {
+      sum = fmaf(state.at(row, v), to_float(costate.at(row, v)), sum);
+    }
+  }
+  sum = warp_reduce<4>(sum, cuda::Sum{});
+  if (threadIdx.x % 4 == 0) shared.passing[row - k0] = sum;
+}
+
+/// A block a chunk.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    add_leaving(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
+                ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
+                CarryRange range) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<LeavingShared<T>*>(memory);
+  const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), range.first, range.count);
+  const auto rows = [&](const auto& x) {
+    return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  };
+  const View<const T> k = rows(a.k);
+  const View<float> dk = rows(a.dk), dv = rows(a.dv);
+  const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
+  const View<const T> costate = leaving.view(s, chunk.head(s), chunk.index - range.first);
+  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
+    __syncthreads();
+    shared.decays.load(s, chunk, k0);
+    load_tile(shared.keys, k, 0, k0, [&](int t, int d) { return shared.decays.leave(t, d); });
+    TileSum<T> read;
+    for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+      tiles_ready();
+      load_tile(shared.costate, costate, k0, v0);
+      load_tile(shared.values, rows(a.v), 0, v0);
+      tiles_ready();
+      add_product<false, true>(read, shared.values, shared.costate);
+      TileSum<T> sum;
+      add_product<false, false>(sum, shared.keys, shared.costate);
+      add_to(dv, v0, sum);
+    }
+    TileSum<T> keys;
+    for_places<TileSum<T>>([&](int i, int c, int t, int d) { keys.at[i][c] = k.value(t, k0 + d); });
+    for_places<TileSum<T>>([&](int i, int c, int t, int d) {
+      read.at[i][c] *= shared.decays.leave(t, d);
+      shared.written.at(t, d) = keys.at[i][c] * read.at[i][c];
+    });
+    add_to(dk, k0, read);
+    if (a.dlog_decay == nullptr) continue;
+    load_passing(state, costate, k0, shared);
+    __syncthreads();
+    const int lane = threadIdx.x;
+    if (lane < kTile) {
+      double sum = static_cast<double>(shared.decays.through(lane)) * shared.passing[lane];
+      for (int t = 0; t < kTile; ++t) {
+        const float own = shared.written.at(t, lane);
+        shared.written.at(t, lane) = static_cast<float>(sum);
+        sum += own;
+      }
+    }
+    __syncthreads();
+    TileSum<T> sums;
+    for_places<TileSum<T>>(
+        [&](int i, int c, int t, int d) { sums.at[i][c] = shared.written.at(t, d); });
+    add_to(View<float>{a.dlog(chunk, 0), a.decay_token, chunk.count, s.key_dim, false}, k0, sums);
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -193,9 +275,24 @@ void local_lane_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& 
   launch(local_lanes<T>, heads * s.chunks, sizeof(LaneShared<T>), stream, s, args, entering);
 }
 
+template <class T>
+void leaving_lane_gradients(const Shard& s, int64_t heads, const GradientArgs<T>& args,
+                            ChunkMatrices<const float> entering, ChunkMatrices<const T> leaving,
+                            CarryRange range, Stream& stream) {
+  launch(add_leaving<T>, heads * range.count, sizeof(LeavingShared<T>), stream, s, args, entering,
+         leaving, range);
+}
+
 template void local_lane_gradients(const Shard&, int64_t, const GradientArgs<float>&,
                                    ChunkMatrices<const float>, Stream&);
 template void local_lane_gradients(const Shard&, int64_t, const GradientArgs<bf16>&,
                                    ChunkMatrices<const float>, Stream&);
+
+template void leaving_lane_gradients(const Shard&, int64_t, const GradientArgs<float>&,
+                                     ChunkMatrices<const float>, ChunkMatrices<const float>,
+                                     CarryRange, Stream&);
+template void leaving_lane_gradients(const Shard&, int64_t, const GradientArgs<bf16>&,
+                                     ChunkMatrices<const float>, ChunkMatrices<const bf16>,
+                                     CarryRange, Stream&);
 
 }  // namespace weft::cuda::state

@@ -8,47 +8,41 @@ namespace {
 template <class T>
 struct TokenShared {
   TokenDecays decays;
-  Tile<T> a, b, scores;
+  RowTiles<T, 2> q, k, v;
+  Tile<T> scores;
 };
 
-/// out = scores v. All threads have written the scores; `b` is free behind a barrier.
-template <class T>
-__device__ void spread_scores(const Shard& s, const OutputArgs<T>& a, const ChunkOf& chunk,
-                              const Tile<T>& scores, Tile<T>& b) {
-  const View<const T> v = a.v.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
-    __syncthreads();
-    load_tile(b, v, 0, v0);
-    tiles_ready();
-    TileSum<T> sum;
-    add_product<false, false>(sum, scores, b);
-    store_to(out, v0, sum);
-  }
-}
-
+/// A block a chunk.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     local_tokens(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<TokenShared<T>*>(memory);
   const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), 0, s.chunks);
-  shared.decays.load(s, chunk);
   const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<const T> k = a.k.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  TileSum<T> sum;
-  for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
-    __syncthreads();
-    load_tile(shared.a, q, 0, k0);
-    load_tile(shared.b, k, 0, k0);
-    tiles_ready();
-    add_product<false, true>(sum, shared.a, shared.b);
+  const View<const T> v = a.v.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  shared.q.load(q);
+  shared.k.load(k);
+  shared.v.load(v);
+  shared.decays.load(s, chunk);
+  tiles_ready();
+  TileSum<T> products;
+  for (int i = 0; i < tiles_of(s.key_dim); ++i) {
+    const Tile<T>& queries = shared.q.get(q, i);
+    add_product<false, true>(products, queries, shared.k.get(k, i));
   }
-  for_each(sum, [&](int r, int j, float value) {
+  for_each(products, [&](int r, int j, float value) {
     const float score = j <= r ? a.scale * value * shared.decays.pair(r, j) : 0.0f;
     shared.scores.at(r, j) = from_float<T>(score);
   });
-  spread_scores(s, a, chunk, shared.scores, shared.b);
+  __syncthreads();
+  for (int i = 0; i < tiles_of(s.value_dim); ++i) {
+    TileSum<T> sum;
+    add_product<false, false>(sum, shared.scores, shared.v.get(v, i));
+    store_to(out, i * kTile, sum);
+  }
 }
 
 template <class T>
@@ -74,33 +68,79 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
   store_scores(before, inside, a.scale, shared.q);
-  spread_scores(s, a, chunk, shared.q, shared.k);
+  const View<const T> v = a.v.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
+    __syncthreads();
+    load_tile(shared.k, v, 0, v0);
+    tiles_ready();
+    TileSum<T> sum;
+    add_product<false, false>(sum, shared.q, shared.k);
+    store_to(out, v0, sum);
+  }
 }
 
-template <class T, class Decays>
-struct EnteringShared {
-  Decays decays;
+template <class T>
+struct EnteringTokensShared {
+  TokenDecays decays;
+  RowTiles<T, 2> q;
+  Tiles<T, 2> states;  // of 64 columns
+};
+
+/// A block a chunk and 64 columns.
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
+    read_entering_tokens(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a,
+                         ChunkMatrices<const T> states, CarryRange range) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<EnteringTokensShared<T>*>(memory);
+  const int tiles = tiles_of(s.value_dim), key_tiles = tiles_of(s.key_dim);
+  const int v0 = static_cast<int>(blockIdx.x) % tiles * kTile;
+  const ChunkOf chunk =
+      ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, range.first, range.count);
+  const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const View<const T> state = states.view(s, chunk.head(s), chunk.index - range.first);
+  const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  const auto load_state = [&](int i, Tile<T>& tile) { load_tile(tile, state, i * kTile, v0); };
+  shared.q.load(q);
+  shared.states.load(key_tiles, load_state);
+  TileSum<T> sum, total;
+  read_from(out, v0, total);
+  shared.decays.load(s, chunk);
+  tiles_ready();
+  for (int i = 0; i < key_tiles; ++i) {
+    const Tile<T>& queries = shared.q.get(q, i);
+    add_product<false, false>(sum, queries, shared.states.get(key_tiles, i, load_state));
+  }
+  for_places<TileSum<T>>([&](int i, int c, int t, int) {
+    total.at[i][c] = fmaf(a.scale * shared.decays.enter(t), sum.at[i][c], total.at[i][c]);
+  });
+  store_to(out, v0, total);
+}
+
+template <class T>
+struct EnteringLanesShared {
+  LaneDecays decays;
   Tile<T> q, state;
 };
 
 /// A block a chunk and 64 columns.
-template <class T, class Decays>
+template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    read_entering(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a,
-                  ChunkMatrices<const T> states, CarryRange range) {
+    read_entering_lanes(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a,
+                        ChunkMatrices<const T> states, CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<EnteringShared<T, Decays>*>(memory);
+  auto& shared = *reinterpret_cast<EnteringLanesShared<T>*>(memory);
   const int tiles = tiles_of(s.value_dim);
   const int v0 = static_cast<int>(blockIdx.x) % tiles * kTile;
   const ChunkOf chunk =
       ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, range.first, range.count);
   const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<const T> state = states.view(s, chunk.head(s), chunk.index - range.first);
-  if constexpr (!Decays::kLanes) shared.decays.load(s, chunk);
   TileSum<T> sum;
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
     __syncthreads();
-    if constexpr (Decays::kLanes) shared.decays.load(s, chunk, k0);
+    shared.decays.load(s, chunk, k0);
     load_tile(shared.q, q, 0, k0,
               [&](int t, int d) { return a.scale * shared.decays.enter(t, d); });
     load_tile(shared.state, state, k0, v0);
@@ -127,11 +167,11 @@ void entering_outputs(const Shard& s, int64_t heads, const OutputArgs<T>& args,
                       ChunkMatrices<const T> states, CarryRange range, Stream& stream) {
   const int64_t blocks = heads * range.count * tiles_of(s.value_dim);
   if (s.lanes > 1) {
-    launch(read_entering<T, LaneDecays>, blocks, sizeof(EnteringShared<T, LaneDecays>), stream, s,
-           args, states, range);
+    launch(read_entering_lanes<T>, blocks, sizeof(EnteringLanesShared<T>), stream, s, args, states,
+           range);
   } else {
-    launch(read_entering<T, TokenDecays>, blocks, sizeof(EnteringShared<T, TokenDecays>), stream, s,
-           args, states, range);
+    launch(read_entering_tokens<T>, blocks, sizeof(EnteringTokensShared<T>), stream, s, args,
+           states, range);
   }
 }
 

@@ -164,6 +164,44 @@ __device__ inline void tiles_ready() {
   __syncthreads();
 }
 
+/// The tiles of 64 columns of a chunk's rows, or of any other `Count` places: all of them where
+/// there is room, otherwise the one that was asked for last.
+template <class T, int Count>
+struct Tiles {
+  Tile<T> tiles[Count];
+
+  /// Loads all `count` tiles if there is room; load(i, tile) loads the i-th. They are there behind
+  /// tiles_ready().
+  template <class Load>
+  __device__ void load(int count, Load&& load) {
+    for (int i = 0; count <= Count && i < count; ++i) load(i, tiles[i]);
+  }
+  /// The i-th. All threads of the block call it.
+  template <class Load>
+  __device__ const Tile<T>& get(int count, int i, Load&& load) {
+    if (count <= Count) return tiles[i];
+    __syncthreads();
+    load(i, tiles[0]);
+    tiles_ready();
+    return tiles[0];
+  }
+};
+
+/// The same for the tiles of a View with 64 rows at most.
+template <class T, int Count>
+struct RowTiles {
+  Tiles<T, Count> all;
+
+  __device__ void load(const View<const T>& rows) {
+    all.load(tiles_of(rows.columns),
+             [&](int i, Tile<T>& tile) { load_tile(tile, rows, 0, i * kTile); });
+  }
+  __device__ const Tile<T>& get(const View<const T>& rows, int i) {
+    return all.get(tiles_of(rows.columns), i,
+                   [&](int n, Tile<T>& tile) { load_tile(tile, rows, 0, n * kTile); });
+  }
+};
+
 /// A thread's part of a [64, Columns] sum of products. It owns kRows x kColumns of the numbers, all
 /// of its rows inside one block of 16, and kRun of its columns are neighbours.
 template <class T, int Columns = kTile>
@@ -362,18 +400,24 @@ __device__ void store_to(const View<E>& to, int column0, const TileSum<T, Column
   });
 }
 
+/// What `from` has at the places of a sum; nothing is written where it has none.
+template <class T, int Columns>
+__device__ void read_from(const View<float>& from, int column0, TileSum<T, Columns>& sum) {
+  for_runs<TileSum<T, Columns>>(from, column0, [&](int i, int c, int row, int column, auto run) {
+    float v[run.value];
+    load<run.value>(&from.at(row, column), v);
+#pragma unroll
+    for (int j = 0; j < run.value; ++j) sum.at[i][c + j] = v[j];
+  });
+}
+
 /// to[row, column0 + column] += the sum. All is read before anything is written, so that the
 /// latencies overlap.
 template <class T, int Columns>
 __device__ void add_to(const View<float>& to, int column0, const TileSum<T, Columns>& sum) {
-  using Part = TileSum<T, Columns>;
-  Part total;
-  for_runs<Part>(to, column0, [&](int i, int c, int row, int column, auto run) {
-    float v[run.value];
-    load<run.value>(&to.at(row, column), v);
-#pragma unroll
-    for (int j = 0; j < run.value; ++j) total.at[i][c + j] = v[j] + sum.at[i][c + j];
-  });
+  TileSum<T, Columns> total;
+  read_from(to, column0, total);
+  for_places<TileSum<T, Columns>>([&](int i, int c, int, int) { total.at[i][c] += sum.at[i][c]; });
   store_to(to, column0, total);
 }
 
