@@ -14,7 +14,8 @@ struct LaneShared {
   Tile<float> products;    // p = dout v^T
   Tile<float> dq, dk;      // of pairs of different tokens; dq with what enters
   Tile<float> enters;      // q o dq of what enters
-  Tile<float> difference;  // q o dq - k o dk of pairs of different tokens
+  Tile<float> difference;  // q o dq - k o dk of pairs of different tokens; before that the decays
+                           // of the tokens
 };
 
 /// scale (decay o dout S^T) for 64 rows of the state, to dq and to `enters` times q.
@@ -72,20 +73,21 @@ __device__ void add_inside(float scale, LaneShared<T>& shared) {
   const LaneTiles<T>& tiles = shared.tiles;
   const int d = threadIdx.x % kTile, begin = static_cast<int>(threadIdx.x) / kTile * kBlock;
   float key[kBlock], dkey[kBlock] = {}, difference[kBlock] = {};
-  double place[kBlock];
+  float decay[kBlock];  // from token j to token r
 #pragma unroll
   for (int j = 0; j < kBlock; ++j) {
     key[j] = to_float(tiles.k.at(begin + j, d));
-    place[j] = tiles.decays.place[begin + j + 1][d];
+    decay[j] = 1;
   }
 #pragma unroll
   for (int r = 1; r < kBlock; ++r) {
     const float query = to_float(tiles.q.at(begin + r, d));
+    const float step = tiles.decays.pair(begin + r, begin + r - 1, d);
     float dquery = 0;
 #pragma unroll
     for (int j = 0; j < r; ++j) {
-      const float dscore = scale * shared.products.at(begin + r, begin + j);
-      const float decayed = dscore * decay_between(place[r], place[j]);
+      decay[j] *= step;
+      const float decayed = scale * shared.products.at(begin + r, begin + j) * decay[j];
       const float term = decayed * key[j];
       dquery += term;
       dkey[j] = fmaf(decayed, query, dkey[j]);
@@ -162,10 +164,11 @@ __global__ void __launch_bounds__(kThreads)
     load_tile(tiles.q, rows(a.q), 0, k0);
     load_tile(tiles.k, rows(a.k), 0, k0);
     tiles_ready();
-    tiles.decay_to_starts();
+    tiles.decay_to_starts(shared.difference);
     __syncthreads();
     tiles.add_scores_before(before);
-    inside.add(tiles);
+    inside.add(tiles, shared.difference);
+    __syncthreads();
     add_before(shared);
     __syncthreads();
     add_inside(a.scale, shared);
@@ -173,6 +176,7 @@ __global__ void __launch_bounds__(kThreads)
     store_gradients(s, a, chunk, k0, shared);
   }
   __syncthreads();
+  inside.join_parts(shared.difference.data);
   store_scores(before, inside, a.scale, tiles.q);
   const View<float> dv = rows(a.dv);
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {

@@ -46,10 +46,16 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <class T>
+struct LaneShared {
+  LaneTiles<T> tiles;
+  Tile<float> steps;
+};
+
+template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     local_lanes(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<LaneTiles<T>*>(memory);
+  auto& [shared, steps] = *reinterpret_cast<LaneShared<T>*>(memory);
   const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), 0, s.chunks);
   const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<const T> k = a.k.view(chunk.b, chunk.h, chunk.begin, chunk.count);
@@ -61,12 +67,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_tile(shared.k, k, 0, k0);
     shared.decays.load(s, chunk, k0);
     tiles_ready();
-    shared.decay_to_starts();
+    shared.decay_to_starts(steps);
     tiles_ready();
     shared.add_scores_before(before);
-    inside.add(shared);
+    inside.add(shared, steps);
   }
   __syncthreads();
+  inside.join_parts(steps.data);
   store_scores(before, inside, a.scale, shared.q);
   const View<const T> v = a.v.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
@@ -156,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class T>
 void local_outputs(const Shard& s, int64_t heads, const OutputArgs<T>& args, Stream& stream) {
   if (s.lanes > 1) {
-    launch(local_lanes<T>, heads * s.chunks, sizeof(LaneTiles<T>), stream, s, args);
+    launch(local_lanes<T>, heads * s.chunks, sizeof(LaneShared<T>), stream, s, args);
   } else {
     launch(local_tokens<T>, heads * s.chunks, sizeof(TokenShared<T>), stream, s, args);
   }

@@ -1,7 +1,7 @@
 // Pairs of tokens of one chunk in the vector kind, whose decays stand inside the sum over the
 // state's rows. A block of 16 tokens against those before it is a product of q o decay(from the
-// block's start) and k o decay(to it), neither above 1; inside a block every pair takes its own
-// decays.
+// block's start) and k o decay(to it), neither above 1; inside a block the decay of a pair is the
+// product of those of the tokens between, so that no pair takes an exponential.
 #pragma once
 
 #include "src/kernels/cuda/state_shard.cuh"
@@ -19,12 +19,13 @@ struct LaneTiles {
 
   static __device__ int first_of(int block) { return kBlock / 2 * block * (block - 1); }
 
-  /// From q, k and decays, between two barriers.
-  __device__ void decay_to_starts() {
+  /// From q, k and decays, between two barriers; `steps` gets the decays of the tokens.
+  __device__ void decay_to_starts(Tile<float>& steps) {
     for_quads([&](int r, int column) {
       const int start = r / kBlock * kBlock;
 #pragma unroll
       for (int d = column; d < column + 4; ++d) {
+        steps.at(r, d) = decays.pair(r, r - 1, d);
         q_start.at(r, d) = from_float<T>(
             to_float(q.at(r, d)) * decay_between(decays.place[r + 1][d], decays.place[start][d]));
       }
@@ -55,34 +56,56 @@ struct LaneTiles {
   }
 };
 
-/// The scores of the pairs inside blocks. Thread (y, x) of 16 x 16 has those of tokens 4 y + i with
-/// token x of their block.
+/// The scores of the pairs inside blocks, as parts: a thread has those of token j with all of its
+/// block, over a quarter of the state's rows.
 struct InsideScores {
-  float at[4] = {};
+  static constexpr int kParts = 4, kLanes = kTile / kParts;
+  float at[kBlock] = {};
 
-  static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / kBlock * 4 + i; }
-  static __device__ int column() {
-    return row(0) / kBlock * kBlock + static_cast<int>(threadIdx.x) % kBlock;
+  static __device__ int part() {
+    return static_cast<int>(threadIdx.x) / kWarp % 2 * 2 + static_cast<int>(threadIdx.x) / 16 % 2;
   }
+  static __device__ int block() { return static_cast<int>(threadIdx.x) / (2 * kWarp); }
+  static __device__ int column() { return block() * kBlock + static_cast<int>(threadIdx.x) % 16; }
 
+  /// Over 64 rows of the state.
   template <class T>
-  __device__ void add(const LaneTiles<T>& tiles) {
-    const int j = column();
-    for (int d = 0; d < kTile; ++d) {
-      const double to = tiles.decays.place[j + 1][d];
-      const float k = to_float(tiles.k.at(j, d));
+  __device__ void add(const LaneTiles<T>& tiles, const Tile<float>& steps) {
+    const int j = static_cast<int>(threadIdx.x) % 16, begin = block() * kBlock;
+    for (int d = part() * kLanes; d < (part() + 1) * kLanes; d += 4) {
+      float decayed[4];  // the key, decayed up to token r
+      load<4>(&tiles.k.at(begin + j, d), decayed);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = row(i);
-        if (j > r) continue;
-        const float q = to_float(tiles.q.at(r, d));
-        at[i] = fmaf(q * decay_between(tiles.decays.place[r + 1][d], to), k, at[i]);
+      for (int r = 0; r < kBlock; ++r) {
+        float q[4], step[4];
+        load<4>(&tiles.q.at(begin + r, d), q);
+        load<4>(&steps.at(begin + r, d), step);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (r > j) decayed[i] *= step[i];
+          at[r] = fmaf(q[i], decayed[i], at[r]);  // above the diagonal it is not used
+        }
       }
     }
   }
+
+  /// The sums of the parts, for `part` 0. All threads of the block call it, between barriers; in
+  /// between `shared` [64][16] is in use.
+  __device__ void join_parts(float* shared) {
+#pragma unroll
+    for (float& x : at) x += __shfl_xor_sync(0xFFFFFFFFu, x, 16);
+    if (part() == 2) {
+#pragma unroll
+      for (int r = 0; r < kBlock; ++r) shared[r * kTile + column()] = at[r];
+    }
+    __syncthreads();
+    if (part() != 0) return;
+#pragma unroll
+    for (int r = 0; r < kBlock; ++r) at[r] += shared[r * kTile + column()];
+  }
 };
 
-/// All scores times scale, 0 above the diagonal.
+/// All scores times scale, 0 above the diagonal. `inside` is joined.
 template <class T>
 __device__ void store_scores(TileSum<T>& before, const InsideScores& inside, float scale,
                              Tile<T>& scores) {
@@ -90,10 +113,11 @@ __device__ void store_scores(TileSum<T>& before, const InsideScores& inside, flo
     if (r / kBlock == j / kBlock) return;
     scores.at(r, j) = from_float<T>(j < r ? scale * value : 0.0f);
   });
-  const int j = inside.column();
+  if (inside.part() != 0) return;
+  const int j = inside.column(), begin = inside.block() * kBlock;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int r = inside.row(i);
+  for (int i = 0; i < kBlock; ++i) {
+    const int r = begin + i;
     scores.at(r, j) = from_float<T>(j <= r ? scale * inside.at[i] : 0.0f);
   }
 }
