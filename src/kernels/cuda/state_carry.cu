@@ -100,22 +100,22 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class Decays>
 struct WriteShared {
   Decays decays;
-  Tile<T> x, y;
+  Tile<T> x;
+  RowTiles<T, 2> y;
 };
 
-/// A block a chunk and tile of its matrix.
+/// A block a chunk and 64 rows of its matrix.
 template <class T, class Decays>
 __global__ void __launch_bounds__(kThreads)
     write_chunk(const __grid_constant__ Shard s, const __grid_constant__ ChunkProducts<T> a,
                 ChunkMatrices<float> to, CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<WriteShared<T, Decays>*>(memory);
-  const int columns = tiles_of(s.value_dim), tiles = tiles_of(s.key_dim) * columns;
-  const int tile = static_cast<int>(blockIdx.x) % tiles;
-  const int k0 = tile / columns * kTile, v0 = tile % columns * kTile;
+  const int tiles = tiles_of(s.key_dim), k0 = static_cast<int>(blockIdx.x) % tiles * kTile;
   const ChunkOf chunk =
       ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, range.first, range.count);
-  load_tile(shared.y, a.y.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, v0);
+  const View<const T> y = a.y.view(chunk.b, chunk.h, chunk.begin, chunk.count);
+  shared.y.load(y);
   shared.decays.load(s, chunk, k0);
   __syncthreads();
   load_tile(shared.x, a.x.view(chunk.b, chunk.h, chunk.begin, chunk.count), 0, k0,
@@ -123,9 +123,12 @@ __global__ void __launch_bounds__(kThreads)
               return a.alpha * (a.leaving ? shared.decays.leave(t, d) : shared.decays.enter(t, d));
             });
   tiles_ready();
-  TileSum<T> sum;
-  add_product<true, false>(sum, shared.x, shared.y);
-  store_to(from_row(to.view(s, chunk.head(s), chunk.index - range.first), k0), v0, sum);
+  const View<float> out = from_row(to.view(s, chunk.head(s), chunk.index - range.first), k0);
+  for (int i = 0; i < tiles_of(s.value_dim); ++i) {
+    TileSum<T> sum;
+    add_product<true, false>(sum, shared.x, shared.y.get(y, i));
+    store_to(out, i * kTile, sum);
+  }
 }
 
 }  // namespace
@@ -150,7 +153,7 @@ void carry(const Shard& s, int64_t heads, ChunkLogs logs, CarryRange range,
 template <class T>
 void write_chunks(const Shard& s, int64_t heads, const ChunkProducts<T>& products,
                   ChunkMatrices<float> out, CarryRange range, Stream& stream) {
-  const int64_t blocks = heads * range.count * tiles_of(s.key_dim) * tiles_of(s.value_dim);
+  const int64_t blocks = heads * range.count * tiles_of(s.key_dim);
   if (s.lanes > 1) {
     launch(write_chunk<T, LaneDecays>, blocks, sizeof(WriteShared<T, LaneDecays>), stream, s,
            products, out, range);

@@ -125,37 +125,46 @@ __global__ void __launch_bounds__(kThreads, 2)
   store_to(out, v0, total);
 }
 
+constexpr int kLaneColumns = 2;  // tiles of them that a block has, so that it decays q once
+
 template <class T>
 struct EnteringLanesShared {
   LaneDecays decays;
-  Tile<T> q, state;
+  Tile<T> q, states[kLaneColumns];
 };
 
-/// A block a chunk and 64 columns.
+/// A block a chunk and kLaneColumns * 64 columns.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     read_entering_lanes(const __grid_constant__ Shard s, const __grid_constant__ OutputArgs<T> a,
                         ChunkMatrices<const T> states, CarryRange range) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<EnteringLanesShared<T>*>(memory);
-  const int tiles = tiles_of(s.value_dim);
-  const int v0 = static_cast<int>(blockIdx.x) % tiles * kTile;
+  const int parts = (tiles_of(s.value_dim) + kLaneColumns - 1) / kLaneColumns;
+  const int v0 = static_cast<int>(blockIdx.x) % parts * kLaneColumns * kTile;
   const ChunkOf chunk =
-      ChunkOf::at(s, static_cast<int>(blockIdx.x) / tiles, range.first, range.count);
+      ChunkOf::at(s, static_cast<int>(blockIdx.x) / parts, range.first, range.count);
   const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<const T> state = states.view(s, chunk.head(s), chunk.index - range.first);
-  TileSum<T> sum;
+  TileSum<T> sums[kLaneColumns];
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
     __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) {
+      load_tile(shared.states[i], state, k0, v0 + i * kTile);
+    }
     shared.decays.load(s, chunk, k0);
     load_tile(shared.q, q, 0, k0,
               [&](int t, int d) { return a.scale * shared.decays.enter(t, d); });
-    load_tile(shared.state, state, k0, v0);
     tiles_ready();
-    add_product<false, false>(sum, shared.q, shared.state);
+#pragma unroll
+    for (int i = 0; i < kLaneColumns; ++i) {
+      add_product<false, false>(sums[i], shared.q, shared.states[i]);
+    }
   }
   const View<float> out = a.out.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  add_to(out, v0, sum);
+#pragma unroll
+  for (int i = 0; i < kLaneColumns; ++i) add_to(out, v0 + i * kTile, sums[i]);
 }
 
 }  // namespace
@@ -172,13 +181,13 @@ void local_outputs(const Shard& s, int64_t heads, const OutputArgs<T>& args, Str
 template <class T>
 void entering_outputs(const Shard& s, int64_t heads, const OutputArgs<T>& args,
                       ChunkMatrices<const T> states, CarryRange range, Stream& stream) {
-  const int64_t blocks = heads * range.count * tiles_of(s.value_dim);
+  const int64_t chunks = heads * range.count, tiles = tiles_of(s.value_dim);
   if (s.lanes > 1) {
-    launch(read_entering_lanes<T>, blocks, sizeof(EnteringLanesShared<T>), stream, s, args, states,
-           range);
+    launch(read_entering_lanes<T>, chunks * ceil_div(tiles, kLaneColumns),
+           sizeof(EnteringLanesShared<T>), stream, s, args, states, range);
   } else {
-    launch(read_entering_tokens<T>, blocks, sizeof(EnteringTokensShared<T>), stream, s, args,
-           states, range);
+    launch(read_entering_tokens<T>, chunks * tiles, sizeof(EnteringTokensShared<T>), stream, s,
+           args, states, range);
   }
 }
 
