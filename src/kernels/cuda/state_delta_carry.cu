@@ -73,22 +73,21 @@ __global__ void __launch_bounds__(kThreads)
       number = m.identity && k == v ? 1.0f : 0.0f;
     }
   });
+  const auto matrix_of = [&]<class E>(const ChunkMatrices<E>& matrices, int n) {
+    return View<E>{matrices.data + bh * matrices.head + n * size, m.width, s.key_dim, m.width,
+                   matrices.packs};
+  };
   // What a chunk adds, read while the one before it is computed.
   Part next_rows, next_added[KeyTiles];
   float next_through = 0;
   const auto read_ahead = [&](int n) {
     next_through = expf(static_cast<float>(a.logs.at(s, bh, range.first + n, 0)));
-    const View<float> kept = a.piece.rows.view(bh, n);
-    if (m.with_rows) for_each(next_rows, [&](int r, int v, float& x) { x = kept.at(r, v0 + v); });
+    if (m.with_rows) read_from(a.piece.rows.view(bh, n), v0, next_rows);
     if (m.added.data == nullptr) return;
-    const float* from = m.added.data + bh * m.added.head + n * size;
+    const View<const float> added = matrix_of(m.added, n);
 #pragma unroll
     for (int kt = 0; kt < KeyTiles; ++kt) {
-      for_each(next_added[kt], [&](int k, int v, float& number) {
-        if (kt * kTile + k < s.key_dim && v0 + v < m.width) {
-          number = from[static_cast<int64_t>(kt * kTile + k) * m.width + v0 + v];
-        }
-      });
+      read_from(from_row(added, kt * kTile), v0, next_added[kt]);
     }
   };
   if (range.count > 0) read_ahead(chunk_at(0));
@@ -110,9 +109,11 @@ __global__ void __launch_bounds__(kThreads)
       });
     }
     if (m.before.data != nullptr) {
-      float* to = m.before.data + bh * m.before.head + n * size;
-      for_state(
-          [&](int k, int v, float number) { to[static_cast<int64_t>(k) * m.width + v] = number; });
+      const View<float> before = matrix_of(m.before, n);
+#pragma unroll
+      for (int kt = 0; kt < KeyTiles; ++kt) {
+        store_to(from_row(before, kt * kTile), v0, state[kt]);
+      }
     }
     await_copies<0>();
     __syncthreads();
@@ -126,10 +127,7 @@ __global__ void __launch_bounds__(kThreads)
       rows.template add<false, false>(keys.reads.data + kt * kTile, keys.reads.kStep,
                                       shared.state[kt].data, shared.state[kt].kStep);
     }
-    if (m.keep_rows) {
-      const View<float> kept = a.piece.rows.view(bh, n);
-      for_each(rows, [&](int r, int v, float x) { kept.at(r, v0 + v) = x; });
-    }
+    if (m.keep_rows) store_to(a.piece.rows.view(bh, n), v0, rows);
     for_each(rows, [&](int r, int v, float x) { shared.rows.at(r, v) = from_float<T>(x); });
     __syncthreads();
 #pragma unroll

@@ -51,25 +51,23 @@ __device__ void gradients_of_rows(const DeltaChunk<T>& x, DeltaShared<T>& shared
       tiles_ready();
       add_product<false, false>(values, shared.a, shared.b);
     }
-    TileSum<T> row;
+    TileSum<T> row, given;
+    read_from(x.v, v0, given);
+    read_from(x.rows, v0, row);
     for_places<TileSum<T>>([&](int i, int c, int t, int d) {
-      values.at[i][c] += x.v.value(t, v0 + d);
-      row.at[i][c] = x.rows.at(t, v0 + d);
-    });
-    for_places<TileSum<T>>([&](int i, int c, int t, int d) {
+      values.at[i][c] += given.at[i][c];
       dbeta[i] = fmaf(row.at[i][c], values.at[i][c], dbeta[i]);
       shared.c.at(t, d) = from_float<T>(values.at[i][c]);
-      if (dv.has(t, v0 + d)) dv.at(t, v0 + d) = shared.beta[t] * row.at[i][c];
+      row.at[i][c] *= shared.beta[t];
     });
+    store_to(dv, v0, row);
     __syncthreads();
     load_tile(shared.a, x.dout, 0, v0);
     load_tile(shared.b, x.rows, 0, v0);
     TileSum<T> written;
     add_product<false, false>(written, shared.dlower, shared.c);
-    for_each(written, [&](int t, int d, float value) {
-      shared.d.at(t, d) = from_float<T>(value);
-      x.written.at(t, v0 + d) = from_float<T>(value);
-    });
+    for_each(written, [&](int t, int d, float value) { shared.d.at(t, d) = from_float<T>(value); });
+    store_to(x.written, v0, written);
     tiles_ready();
     add_product<false, true>(dreads, shared.a, shared.d);
     add_product<false, true>(dlower, shared.b, shared.d);
@@ -159,11 +157,12 @@ __device__ void gradients_of_keys(const DeltaChunk<T>& x, int k0, DeltaShared<T>
       const float removed = -enter * entering.at[i][c], wrote = leave * leaving.at[i][c];
       enters[i] += q * read + k * removed;
       leaves[i] += k * wrote;
-      if (!dq.has(t, k0 + d)) continue;
-      dq.at(t, k0 + d) = dquery.at[i][c] + read;
-      dk.at(t, k0 + d) = dkey.at[i][c] + removed + wrote;
+      dquery.at[i][c] += read;
+      dkey.at[i][c] += removed + wrote;
     }
   }
+  store_to(dq, k0, dquery);
+  store_to(dk, k0, dkey);
 }
 
 /// <S, D'>, as parts of the warps in shared.passing.

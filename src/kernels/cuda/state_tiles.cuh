@@ -401,8 +401,8 @@ __device__ void store_to(const View<E>& to, int column0, const TileSum<T, Column
 }
 
 /// What `from` has at the places of a sum; nothing is written where it has none.
-template <class T, int Columns>
-__device__ void read_from(const View<float>& from, int column0, TileSum<T, Columns>& sum) {
+template <class T, int Columns, class E>
+__device__ void read_from(const View<E>& from, int column0, TileSum<T, Columns>& sum) {
   for_runs<TileSum<T, Columns>>(from, column0, [&](int i, int c, int row, int column, auto run) {
     float v[run.value];
     load<run.value>(&from.at(row, column), v);
