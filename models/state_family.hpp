@@ -1,5 +1,6 @@
 // Families of state mixers: what one linear-attention layer has and another has not. A new one is a
-// file below models/families and a line in state_family.cpp.
+// file below models/families, its declaration at the end of this header and a line in
+// state_family.cpp.
 #pragma once
 
 #include <array>
