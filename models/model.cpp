@@ -99,19 +99,11 @@ Model::Inputs Model::inputs_of(const SequenceStrategies& strategies) const {
   const auto has = [&](std::string_view letters) {
     return config_.mixers(letters, config_.num_hidden_layers) > 0;
   };
-  Inputs inputs{.keys = has("*WP"), .windows = has("W"), .slots = {}};
+  Inputs inputs{.keys = has("*WP"), .windows = has("W")};
   for (const AttentionStrategy* strategy : strategies.attention) {
     inputs.all_keys |= has("*") && strategy->reads_all_intervals;
   }
   inputs.state_rotary = has("L") && state_layout(config_, 'L').family->rotary;
-  inputs.slots = {"tokens", "labels", "positions"};
-  const auto append = [&](bool wanted, std::initializer_list<const char*> slots) {
-    if (wanted) inputs.slots.insert(inputs.slots.end(), slots);
-  };
-  append(inputs.keys, {"key begin", "key end", "cos", "sin"});
-  append(inputs.windows, {kWindow});
-  append(inputs.all_keys, {kAllKeys[0], kAllKeys[1]});
-  append(inputs.state_rotary, {"state cos", "state sin"});
   return inputs;
 }
 
@@ -127,24 +119,24 @@ std::vector<Parameter*> Model::parameters() {
   return all;
 }
 
-void Model::push_inputs(Frame& frame, DType dtype) const {
+void Model::for_each_input(const Frame& frame, DType dtype, const InputSlot& f) const {
   const DType wide = accumulator_of(dtype);
   const int64_t B = frame.batch(), T = frame.tokens();
-  for (const char* slot : {"tokens", "labels"}) frame.push(slot, DType::i32, {B, T});
-  frame.push("positions", DType::i64, {B, T});
+  for (const char* slot : {"tokens", "labels"}) f(slot, DType::i32, {B, T});
+  f("positions", DType::i64, {B, T});
   if (inputs_.keys) {
-    for (const char* slot : {"key begin", "key end"}) frame.push(slot, DType::i64, {B, T});
-    for (const char* slot : {"cos", "sin"}) frame.push(slot, wide, {B, T, config_.head_dim / 2});
+    for (const char* slot : {"key begin", "key end"}) f(slot, DType::i64, {B, T});
+    for (const char* slot : {"cos", "sin"}) f(slot, wide, {B, T, config_.head_dim / 2});
   }
   if (inputs_.windows) {
-    frame.push(kWindow, DType::i64, {std::ssize(config_.distinct_windows()), B, T});
+    f(kWindow, DType::i64, {std::ssize(config_.distinct_windows()), B, T});
   }
   if (inputs_.all_keys) {
-    for (const char* slot : kAllKeys) frame.push(slot, DType::i64, {B, frame.cuts().total()});
+    for (const char* slot : kAllKeys) f(slot, DType::i64, {B, frame.cuts().total()});
   }
   if (inputs_.state_rotary) {
     for (const char* slot : {"state cos", "state sin"}) {
-      frame.push(slot, wide, {B, T, std::ssize(state_frequencies_)});
+      f(slot, wide, {B, T, std::ssize(state_frequencies_)});
     }
   }
 }
@@ -176,7 +168,10 @@ void Model::write_inputs(const TokenShard& shard, const Frame& frame, Staging& s
 }
 
 void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const {
-  push_inputs(frame, ctx.dtype);
+  for_each_input(frame, ctx.dtype,
+                 [&](const char* slot, DType dtype, std::initializer_list<int64_t> shape) {
+                   frame.push(slot, dtype, shape);
+                 });
   write_inputs(shard, frame, staging, ctx);
   const auto fill_table = [&](const char* cos, const char* sin, const std::vector<double>& f) {
     rope_table({.cos = frame.peek(cos),
@@ -203,7 +198,11 @@ void Model::backward(Frame& frame, StepContext& ctx) {
     (*layer)->backward(d, frame, ctx);
   }
   embedding_.backward(d, frame, ctx);
-  for (auto slot = inputs_.slots.rbegin(); slot != inputs_.slots.rend(); ++slot) frame.pop(*slot);
+  std::vector<const char*> inputs;
+  for_each_input(frame, ctx.dtype, [&](const char* slot, DType, std::initializer_list<int64_t>) {
+    inputs.push_back(slot);
+  });
+  for (auto slot = inputs.rbegin(); slot != inputs.rend(); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
 }
 

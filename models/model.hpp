@@ -1,6 +1,8 @@
 // The decoder: embedding, layers, loss head; and the frame of a micro-batch.
 #pragma once
 
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,16 +51,17 @@ class Model {
   void backward(Frame& frame, StepContext& ctx);
 
  private:
-  /// What begin() pushes for the layers that the model has, in this order.
+  /// What begin() pushes for the layers that the model has.
   struct Inputs {
     bool keys = false;          // softmax layers: "key begin", "key end", "cos", "sin"
     bool windows = false;       // W
     bool all_keys = false;      // some strategy computes for queries of other ranks
     bool state_rotary = false;  // some state mixer rotates: "state cos", "state sin"
-    std::vector<const char*> slots;
   };
   Inputs inputs_of(const SequenceStrategies& strategies) const;
-  void push_inputs(Frame& frame, DType dtype) const;
+  using InputSlot = std::function<void(const char*, DType, std::initializer_list<int64_t>)>;
+  /// Calls f with the name, type and shape of every slot that begin() pushes, in order.
+  void for_each_input(const Frame& frame, DType dtype, const InputSlot& f) const;
   void write_inputs(const TokenShard& shard, const Frame& frame, Staging& staging,
                     StepContext& ctx) const;
 

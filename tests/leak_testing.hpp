@@ -49,9 +49,8 @@ inline RecordingHooks perturbing(const Config& config, const std::vector<bool>& 
 /// A step of configs/parity.yaml with these keys, one document of it changed: no bit of another
 /// document's activations and gradients of activations moves.
 inline void expect_no_leak(const std::vector<std::string>& sets, int data, int sequence) {
-  std::vector<std::string> all = {"train.steps=1", "data.seq_length=61"};
-  all.insert(all.end(), sets.begin(), sets.end());
-  const Config config = on_mesh(parity_config(all), data, sequence);
+  const Config config =
+      on_mesh(parity_config(joined({"train.steps=1", "data.seq_length=61"}, sets)), data, sequence);
   const std::vector<bool> inside = perturbed_tokens(config, *open_samples(config));
   const Recording before = record(config), after = record(config, perturbing(config, inside));
   ASSERT_EQ(before.activations.size(), after.activations.size());

@@ -13,6 +13,14 @@
 
 namespace weft {
 
+/// Keys as --set gives them, "a.b=c".
+using Sets = std::vector<std::string>;
+
+inline Sets joined(Sets a, const Sets& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
 /// configs/parity.yaml with some keys set.
 inline Config parity_config(const std::vector<std::string>& sets = {}) {
   return load_config(WEFT_SOURCE_DIR "/configs/parity.yaml", sets).config;

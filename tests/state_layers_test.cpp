@@ -13,13 +13,6 @@
 namespace weft {
 namespace {
 
-using Sets = std::vector<std::string>;
-
-Sets joined(Sets a, const Sets& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
 /// Four layers of two sorts: the keys of a small hybrid of each family, and of the delta rule.
 std::vector<std::pair<std::string, Sets>> hybrids() {
   std::vector<std::pair<std::string, Sets>> all;

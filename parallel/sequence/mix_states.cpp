@@ -115,11 +115,11 @@ void mix_states_backward(const StateShard& shard, const Tensor& entering, const 
   const Scope scope(ctx.scratch);
   const PassBuffers buffers(shard, ctx);
   const ScanElement element{.transition = buffers.transition(), .state = buffers.state("costate")};
-  const Tensor leaving = buffers.state("leaving costate");
   const Tensor chunk_costates = buffers.chunk_parts("chunk costates");
   const Tensor chunk_entering = buffers.chunk_states("chunk entering");
   const Tensor scratch = buffers.kernel_scratch();
   const bool scans = crosses_ranks(ctx);
+  const Tensor leaving = scans ? buffers.state("leaving costate") : Tensor{};
   if (scans || chunk_costates) {
     state_cosummarize({.transition = element.transition,
                        .state = element.state,
@@ -150,7 +150,7 @@ void mix_states_backward(const StateShard& shard, const Tensor& entering, const 
   if (pending) pending->finish();
   state_backward_apply({.gradients = gradients,
                         .dh0 = dh0,
-                        .dhT = scans ? leaving : Tensor{},
+                        .dhT = leaving,
                         .entering = chunk_entering,
                         .chunk_costates = chunk_costates,
                         .scratch = scratch,

@@ -12,13 +12,6 @@
 namespace weft {
 namespace {
 
-using Sets = std::vector<std::string>;
-
-Sets joined(Sets a, const Sets& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
-
 /// configs/parity.yaml in f32 on a GPU, with some keys set.
 Config gpu_config(const Sets& sets = {}) {
   return parity_config(joined({"train.device=cuda", "train.precision=f32"}, sets));
