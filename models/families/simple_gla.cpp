@@ -2,8 +2,8 @@
 //   log alpha = log sigmoid(W x + bias) / 16
 // behind short convolutions.
 #include "models/linear.hpp"
+#include "models/sigmoid_decay.hpp"
 #include "models/state_family.hpp"
-#include "src/kernels/decay_gates.hpp"
 
 namespace weft {
 namespace {
@@ -11,49 +11,35 @@ namespace {
 class HeadDecay final : public DecayGate {
  public:
   HeadDecay(const std::string& prefix, const ModelConfig& config, const StateLayout& layout)
-      : normalizer_(config.linear.gate_normalizer.value_or(16)),
-        projection_(prefix + "gk_proj.weight", config.hidden_size, layout.heads,
+      : projection_(prefix + "gk_proj.weight", config.hidden_size, layout.heads,
                     fan_in_std(config.hidden_size)),
-        bias_{.name = prefix + "gk_proj.bias",
-              .shape = {layout.heads},
-              .init = Parameter::Init::zeros} {}
+        decay_(prefix + "gk_proj.bias", layout.heads, config) {}
 
-  std::array<int64_t, 2> widths() const override { return {bias_.shape[0], 0}; }
+  std::array<int64_t, 2> widths() const override { return {decay_.width(), 0}; }
 
   void forward(const DecayValues& values, const std::array<Tensor, 2>& activations, const Tensor& x,
                StepContext& ctx) const override {
     projection_.forward(activations[0], x, ctx);
-    sigmoid_decay_forward({.log_decay = values.log_decay.rows(),
-                           .x = activations[0],
-                           .bias = ctx.weight(bias_),
-                           .normalizer = normalizer_},
-                          ctx.compute);
+    decay_.forward(values.log_decay, activations[0], ctx);
   }
 
   void backward(const Tensor& dx, const DecayValues& gradients, const DecayValues&,
                 const std::array<Tensor, 2>& activations, const Tensor& x,
                 StepContext& ctx) const override {
     const Scope scope(ctx.scratch);
-    const Tensor d = ctx.scratch.allocate("dgate", x.dtype, {x.dim(0), bias_.shape[0]});
-    sigmoid_decay_backward({.dx = d,
-                            .dbias = ctx.gradient(bias_),
-                            .dlog_decay = gradients.log_decay.rows(),
-                            .x = activations[0],
-                            .bias = ctx.weight(bias_),
-                            .normalizer = normalizer_},
-                           ctx.compute);
+    const Tensor d = ctx.scratch.allocate("dgate", x.dtype, {x.dim(0), decay_.width()});
+    decay_.backward(d, gradients.log_decay, activations[0], ctx);
     projection_.backward(dx, d, x, ctx, /*accumulate=*/true);
   }
 
   void visit(const std::function<void(Parameter&)>& f) override {
     f(projection_.weight);
-    f(bias_);
+    f(decay_.bias);
   }
 
  private:
-  double normalizer_;
   Linear projection_;
-  Parameter bias_;  // [H]
+  SigmoidDecay decay_;  // [H]
 };
 
 }  // namespace

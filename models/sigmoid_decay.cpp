@@ -1,0 +1,30 @@
+#include "models/sigmoid_decay.hpp"
+
+#include "src/kernels/decay_gates.hpp"
+
+namespace weft {
+
+SigmoidDecay::SigmoidDecay(std::string bias_name, int64_t width, const ModelConfig& config)
+    : bias{.name = std::move(bias_name), .shape = {width}, .init = Parameter::Init::zeros},
+      normalizer_(config.linear.gate_normalizer.value_or(16)) {}
+
+void SigmoidDecay::forward(const Tensor& log_decay, const Tensor& x, StepContext& ctx) const {
+  sigmoid_decay_forward({.log_decay = log_decay.reshape({x.dim(0), width()}),
+                         .x = x,
+                         .bias = ctx.weight(bias),
+                         .normalizer = normalizer_},
+                        ctx.compute);
+}
+
+void SigmoidDecay::backward(const Tensor& dx, const Tensor& dlog_decay, const Tensor& x,
+                            StepContext& ctx) const {
+  sigmoid_decay_backward({.dx = dx,
+                          .dbias = ctx.gradient(bias),
+                          .dlog_decay = dlog_decay.reshape({x.dim(0), width()}),
+                          .x = x,
+                          .bias = ctx.weight(bias),
+                          .normalizer = normalizer_},
+                         ctx.compute);
+}
+
+}  // namespace weft
