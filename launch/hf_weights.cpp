@@ -29,7 +29,11 @@ void load_hf_weights(const std::string& folder, const ParameterStore& store, Str
     write_on_host(store.value(*parameter), stream, [&](const Tensor& value) {
       visit_float(value.dtype, [&](auto zero) {
         using T = decltype(zero);
-        file.read<T>(name, std::span<T>(value.as<T>(), value.numel()));
+        std::vector<T> whole(parameter->global_numel());
+        file.read<T>(name, std::span<T>(whole));
+        for (int64_t i = 0; i < value.numel(); ++i) {
+          value.as<T>()[i] = whole[parameter->global_index(i)];
+        }
       });
     });
     unused.erase(name);

@@ -34,7 +34,7 @@ void sum_over(Backend& all, std::vector<double>& v) {
   all.all_gather(flat_view(v), cuts);
 }
 
-/// Puts the rows that probes see at their global places.
+/// Puts what probes see at its global place.
 class ActivationRecorder {
  public:
   /// `compute`: what the step runs on.
@@ -44,66 +44,70 @@ class ActivationRecorder {
   /// The rank's micro-batches of the step, and the index of their first sample.
   void set_batches(const std::vector<Batch>& batches, int64_t first_sample) {
     batches_ = &batches;
-    next_sample_ = first_sample;
-    micro_batch_ = -1;
+    first_sample_.clear();
+    for (const Batch& batch : batches) {
+      first_sample_.push_back(first_sample);
+      first_sample += std::ssize(batch.segments);
+    }
   }
 
-  void observe(std::string_view name, const Tensor& value) {
-    if (name == "positions") {  // Model::begin: a new micro-batch
-      first_sample_ = next_sample_;
-      ++micro_batch_;
-      next_sample_ += std::ssize((*batches_)[micro_batch_].segments);
-      rows_seen_.clear();
-      return;
+  void observe(const Observation& seen) {
+    if (seen.name == "positions") return;  // the data's, not computed
+    const Batch& batch = (*batches_)[seen.micro_batch];
+    const Tensor& value = seen.value;
+    const int64_t T = batch.end - batch.begin;
+    // [rows, width], or [B, T, ...]
+    const int64_t rows = value.ndim > 2 ? value.dim(0) * value.dim(1) : value.dim(0);
+    const int64_t width = rows == 0 ? 0 : value.numel() / rows;
+    std::vector<double>& whole = entry(seen.name, seen.columns);
+    const std::vector<double> part = to_doubles(value, compute_);
+    int64_t& elements = elements_seen_[{seen.name, seen.micro_batch}];
+    elements += value.numel();
+    WEFT_CHECK(elements <= std::ssize(batch.segments) * T * seen.columns, seen.name,
+               " was observed more than once");
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = seen.row + r;
+      const int64_t sample = first_sample_[seen.micro_batch] + row / T;
+      const int64_t token = batch.begin + row % T;
+      std::copy_n(part.begin() + r * width, width,
+                  whole.begin() + (sample * tokens_ + token) * seen.columns + seen.column);
     }
-    place(std::string(name), value);
   }
 
   std::vector<Recording::Entry> take() { return std::move(entries_); }
 
  private:
-  /// value: the next rows [rows, width] of this micro-batch; slices of tokens come one by one.
-  void place(const std::string& name, const Tensor& value) {
-    const Batch& batch = (*batches_)[micro_batch_];
-    const int64_t T = batch.end - batch.begin;
-    // [rows, width], or [B, T, ...]
-    const int64_t rows = value.ndim > 2 ? value.dim(0) * value.dim(1) : value.dim(0);
-    int64_t width = 1;
-    for (int d = value.ndim > 2 ? 2 : 1; d < value.ndim; ++d) width *= value.dim(d);
-    std::vector<double>& whole = entry(name, width);
-    const std::vector<double> part = to_doubles(value, compute_);
-    int64_t& seen = rows_seen_[name];
-    for (int64_t r = 0; r < rows; ++r, ++seen) {
-      const int64_t sample = first_sample_ + seen / T, token = batch.begin + seen % T;
-      WEFT_CHECK(sample < next_sample_, name, " was observed more than once");
-      std::copy_n(part.begin() + r * width, width,
-                  whole.begin() + (sample * tokens_ + token) * width);
-    }
-  }
-
-  std::vector<double>& entry(const std::string& name, int64_t width) {
+  std::vector<double>& entry(const std::string& name, int64_t columns) {
     const auto found = std::find_if(entries_.begin(), entries_.end(),
                                     [&](const auto& e) { return e.name == name; });
     if (found != entries_.end()) return found->values;
-    entries_.push_back({name, std::vector<double>(samples_ * tokens_ * width)});
+    entries_.push_back({name, std::vector<double>(samples_ * tokens_ * columns)});
     return entries_.back().values;
   }
 
   int64_t samples_, tokens_;
   Stream& compute_;
   const std::vector<Batch>* batches_ = nullptr;
-  int micro_batch_ = -1;
-  int64_t first_sample_ = 0, next_sample_ = 0;
-  std::map<std::string, int64_t> rows_seen_;
+  std::vector<int64_t> first_sample_;  // by micro-batch
+  std::map<std::pair<std::string, int>, int64_t> elements_seen_;
   std::vector<Recording::Entry> entries_;
 };
 
-std::vector<Recording::Entry> parameter_entries(Trainer& trainer, bool gradients) {
-  const ParameterStore& store = trainer.parameters();
+/// Zeros for all parameters of the trainer's model, with `piece` of what it owns put in place.
+std::vector<Recording::Entry> owned_entries(Trainer& trainer, Tensor OwnedPiece::*piece) {
+  Model whole(trainer.model().config(), {}, /*loss_slice=*/1);
   std::vector<Recording::Entry> entries;
-  for (const Parameter* p : store.parameters()) {
-    const Tensor tensor = gradients ? store.gradient(*p) : store.value(*p);
-    entries.push_back({p->name, to_doubles(tensor, trainer.compute())});
+  std::map<std::string, size_t> places;
+  for (const Parameter* p : whole.parameters()) {
+    places[p->name] = entries.size();
+    entries.push_back({p->name, std::vector<double>(p->global_numel())});
+  }
+  for (const OwnedPiece& owned : trainer.owned()) {
+    std::vector<double>& values = entries[places.at(owned.parameter->name)].values;
+    const std::vector<double> part = to_doubles(owned.*piece, trainer.compute());
+    for (int64_t i = owned.begin; i < owned.end; ++i) {
+      values[owned.parameter->global_index(i)] = part[i - owned.begin];
+    }
   }
   return entries;
 }
@@ -123,7 +127,7 @@ class RecordedRank {
         activations_(config.train.global_batch_size, config.data.seq_length, trainer_.compute()) {
     trainer_.set_before_update([this] {
       if (hooks_.gradients) hooks_.gradients(trainer_);
-      recording_.gradients.push_back(parameter_entries(trainer_, true));
+      recording_.gradients.push_back(whole(owned_gradients(trainer_)));
     });
   }
 
@@ -137,40 +141,48 @@ class RecordedRank {
     std::vector<Batch> batches = loader_.load(step);
     if (hooks_.batches) hooks_.batches(batches);
     activations_.set_batches(batches, samples_.begin(trainer_.mesh().at(Axis::data)));
-    trainer_.set_probe([&](std::string_view name, const Tensor& value) {
-      if (hooks_.probe) hooks_.probe(name, value);
-      if (step == 0) activations_.observe(name, value);
+    trainer_.set_probe([&](const Observation& seen) {
+      if (hooks_.probe) hooks_.probe(trainer_, seen);
+      if (step == 0) activations_.observe(seen);
     });
-    if (step == 0) recording_.parameters.push_back(parameter_entries(trainer_, false));
+    if (step == 0) recording_.parameters.push_back(whole(owned_values(trainer_)));
     const StepReport report = trainer_.step(step, batches, loader_.global_labels(step));
     const bool planned = !hooks_.stand_ins.attention && !hooks_.stand_ins.scan;
     if (planned) plan_.check(step, trainer_.peaks());  // a stand-in plans for itself
     recording_.losses.push_back(report.loss);
-    recording_.parameters.push_back(parameter_entries(trainer_, false));
-    check_replicas(step, recording_.parameters.back());
-    for (Recording::Entry& entry : recording_.gradients.back()) sum_over(*all_, entry.values);
+    recording_.parameters.push_back(whole(owned_values(trainer_)));
+    check_holders(step);
     if (step == 0) merge_activations();
   }
 
-  /// A rank without samples has seen no activation: it takes part with zeros of the same names.
+  /// The sum over all ranks.
+  std::vector<Recording::Entry> whole(std::vector<Recording::Entry> mine) const {
+    for (Recording::Entry& entry : mine) sum_over(*all_, entry.values);
+    return mine;
+  }
+
+  /// A rank sees what its stage computes, and nothing without samples: it takes part with zeros
+  /// under the names of the others.
   void merge_activations() {
     std::vector<Recording::Entry> mine = activations_.take();
-    std::vector<double> have(all_->size());
-    have[all_->rank()] = static_cast<double>(mine.size());
-    sum_over(*all_, have);
-    const int teller = static_cast<int>(std::max_element(have.begin(), have.end()) - have.begin());
-    std::string names = all_->rank() == teller ? list(mine) : "";
-    names = broadcast(names, teller);
-    for (size_t begin = 0; begin < names.size();) {
-      const size_t tab = names.find('\t', begin), end = names.find('\n', begin);
-      const std::string name = names.substr(begin, tab - begin);
-      const Recording::Entry* found = Recording::find(mine, name);
-      Recording::Entry entry{
-          name, found ? found->values : std::vector<double>(std::stoll(names.substr(tab + 1)))};
-      sum_over(*all_, entry.values);
-      recording_.activations.push_back(std::move(entry));
-      begin = end + 1;
+    for (int teller = 0; teller < all_->size(); ++teller) {
+      const std::string names = broadcast(all_->rank() == teller ? list(mine) : "", teller);
+      for (size_t begin = 0; begin < names.size();) {
+        const size_t tab = names.find('\t', begin), end = names.find('\n', begin);
+        add_name(names.substr(begin, tab - begin), std::stoll(names.substr(tab + 1)));
+        begin = end + 1;
+      }
     }
+    for (Recording::Entry& entry : recording_.activations) {
+      const Recording::Entry* found = Recording::find(mine, entry.name);
+      if (found != nullptr) entry.values = found->values;
+      sum_over(*all_, entry.values);
+    }
+  }
+
+  void add_name(const std::string& name, int64_t size) {
+    if (Recording::find(recording_.activations, name) != nullptr) return;
+    recording_.activations.push_back({name, std::vector<double>(size)});
   }
 
   static std::string list(const std::vector<Recording::Entry>& entries) {
@@ -189,17 +201,27 @@ class RecordedRank {
     return text;
   }
 
-  /// All ranks hold all parameters; they must hold the same bits.
-  void check_replicas(int64_t step, const std::vector<Recording::Entry>& parameters) const {
-    for (const auto& [name, values] : parameters) {
-      std::string bytes(reinterpret_cast<const char*>(values.data()),
-                        values.size() * sizeof(double));
-      // 32 bits of a hash are exact in f64.
-      std::vector<double> hashes(all_->size());
-      hashes[all_->rank()] = static_cast<double>(RandomStream(0, bytes).bits(0) >> 32);
+  /// Ranks that hold the same piece of a parameter must hold the same bits.
+  void check_holders(int64_t step) {
+    const ParameterStore& store = trainer_.parameters();
+    for (const auto& [name, values] : recording_.parameters.front()) {
+      // Of every rank: the piece's first element, counted from 1, and 32 bits of a hash, which are
+      // exact in f64.
+      std::vector<double> pieces(all_->size()), hashes(all_->size());
+      for (const Parameter* p : store.parameters()) {
+        if (p->name != name || p->numel() == 0) continue;
+        const std::vector<double> held = to_doubles(store.value(*p), trainer_.compute());
+        std::string bytes(reinterpret_cast<const char*>(held.data()), held.size() * sizeof(double));
+        pieces[all_->rank()] = static_cast<double>(1 + p->global_index(0));
+        hashes[all_->rank()] = static_cast<double>(RandomStream(0, bytes).bits(0) >> 32);
+      }
+      sum_over(*all_, pieces);
       sum_over(*all_, hashes);
-      for (const double hash : hashes) {
-        WEFT_REQUIRE(hash == hashes[0], ExitCode::comparison, "step ", step, ": '", name,
+      std::map<double, double> first;
+      for (int rank = 0; rank < all_->size(); ++rank) {
+        if (pieces[rank] == 0) continue;
+        const double hash = first.try_emplace(pieces[rank], hashes[rank]).first->second;
+        WEFT_REQUIRE(hash == hashes[rank], ExitCode::comparison, "step ", step, ": '", name,
                      "' is not the same on all ranks");
       }
     }
@@ -223,6 +245,14 @@ const Recording::Entry* Recording::find(const std::vector<Entry>& entries,
   const auto found =
       std::find_if(entries.begin(), entries.end(), [&](const Entry& e) { return e.name == name; });
   return found == entries.end() ? nullptr : &*found;
+}
+
+std::vector<Recording::Entry> owned_values(Trainer& trainer) {
+  return owned_entries(trainer, &OwnedPiece::value);
+}
+
+std::vector<Recording::Entry> owned_gradients(Trainer& trainer) {
+  return owned_entries(trainer, &OwnedPiece::gradient);
 }
 
 Recording record_run(const Config& config, World& world, const SampleSource& source, int64_t steps,

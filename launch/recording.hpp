@@ -32,10 +32,17 @@ struct Recording {
 /// comparison finds a mistake.
 struct RecordingHooks {
   std::function<void(std::vector<Batch>&)> batches;
-  Probe probe;  // sees tensors first, and may write to them
-  std::function<void(Trainer&)> gradients;
+  /// Sees tensors first, and may write to them.
+  std::function<void(Trainer&, const Observation&)> probe;
+  std::function<void(Trainer&)> gradients;  // called when they are summed over the ranks
   StandIns stand_ins = {};
 };
+
+/// All parameters of the trainer's model: what this rank owns at its place in the whole, zeros
+/// elsewhere. The sum over all ranks is the whole.
+std::vector<Recording::Entry> owned_values(Trainer& trainer);
+/// The same of the gradients, where Trainer::set_before_update calls.
+std::vector<Recording::Entry> owned_gradients(Trainer& trainer);
 
 /// Trains `steps` steps of `config` from its initial values; collective over the world. Every rank
 /// gets the recording of the whole run. Throws Error(comparison) when ranks that hold the same

@@ -67,18 +67,14 @@ class ScaleRank {
   int64_t peak_bytes() const { return trainer_.peaks().peak(); }
 
  private:
-  void add_gradients(std::vector<Recording::Entry>& sums) const {
-    const ParameterStore& store = trainer_.parameters();
-    sums.resize(store.parameters().size());
+  void add_gradients(std::vector<Recording::Entry>& sums) {
+    const std::vector<Recording::Entry> mine = owned_gradients(trainer_);
+    if (sums.empty()) {
+      sums = mine;
+      return;
+    }
     for (size_t i = 0; i < sums.size(); ++i) {
-      const Parameter& parameter = *store.parameters()[i];
-      sums[i].name = parameter.name;
-      sums[i].values.resize(parameter.numel());
-      const Tensor gradient = store.gradient(parameter);
-      visit_float(gradient.dtype, [&](auto zero) {
-        const auto* mine = gradient.as<decltype(zero)>();
-        for (double& sum : sums[i].values) sum += *mine++;
-      });
+      for (size_t j = 0; j < sums[i].values.size(); ++j) sums[i].values[j] += mine[i].values[j];
     }
   }
 

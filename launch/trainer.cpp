@@ -40,6 +40,14 @@ SequenceStrategies strategies_of(const Config& config, const StandIns& stand_ins
   return strategies;
 }
 
+/// The mesh, with the groups that a store's parameters need.
+ProcessMesh& with_holders(ProcessMesh& mesh, World& world, const ParameterStore& store) {
+  std::set<Holders> kinds;
+  for (const ParameterBucket& bucket : store.buckets()) kinds.insert(bucket.holders);
+  mesh.make_holders(world, kinds);
+  return mesh;
+}
+
 }  // namespace
 
 void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
@@ -70,8 +78,8 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
       model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice),
       store_(model_.parameters(), config.train.precision, state_),
-      optimizer_(adamw_config(config.optimizer), store_, mesh_.replicas().rank(),
-                 mesh_.replicas().size(), state_),
+      optimizer_(adamw_config(config.optimizer), store_, with_holders(mesh_, world, store_),
+                 state_),
       totals_(state_.allocate("totals", DType::f64, {2})) {
   if (world.device() == Device::cuda) {
     report_ = cuda::allocate_pinned("a step's report", totals_.nbytes());
@@ -96,13 +104,14 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
   staging_.begin_step();
 
   compute_gradients(batches, ctx);
+  optimizer_.reduce(squared_norm, ctx);
   if (before_update_) before_update_();
   const double rate = learning_rate(config_.optimizer, step, config_.train.steps);
-  optimizer_.step(rate, step + 1, squared_norm, ctx);
+  optimizer_.update(rate, step + 1, squared_norm, ctx);
 
   const Scope scope(scratch_);
   const Tensor piece = scratch_.allocate("loss piece", DType::f64, {1});
-  compute_->wait(mesh_.replicas().all_reduce(
+  compute_->wait(mesh_.everyone().all_reduce(
       loss_sum, piece, {-1, Tag::Purpose::loss, Tag::Pass::update, 0}, *compute_));
   return report(ctx.loss_scale);
 }

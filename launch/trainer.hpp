@@ -66,6 +66,8 @@ class Trainer {
 
   Model& model() { return model_; }
   const ParameterStore& parameters() const { return store_; }
+  /// What this rank updates.
+  std::vector<OwnedPiece> owned() const { return optimizer_.owned(); }
   const ProcessMesh& mesh() const { return mesh_; }
   ProcessMesh& mesh() { return mesh_; }
   Stream& compute() { return *compute_; }
@@ -87,7 +89,8 @@ class Trainer {
   void set_compute(std::unique_ptr<Stream> stream);
   /// Sees named tensors of the next steps.
   void set_probe(Probe probe) { probe_ = std::move(probe); }
-  /// Called between the gradient sums of the micro-batches and the update; for tests and parity.
+  /// Called when the gradients are summed over their holders, before the update; for tests and
+  /// parity.
   void set_before_update(std::function<void()> f) { before_update_ = std::move(f); }
 
  private:

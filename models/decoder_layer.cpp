@@ -25,10 +25,10 @@ Tensor DecoderLayer::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
 Tensor DecoderLayer::compute(const Tensor& x, Frame& frame, StepContext& ctx) {
   const Tensor mid = frame.push("mid", x.dtype, {x.dim(0), x.dim(1)});
   add_branch(mixer_norm_, *mixer_, mid, x, frame, ctx);
-  ctx.observe(layer_, "mixer", mid);
+  ctx.observe(frame, layer_, "mixer", mid);
   const Tensor y = frame.push("stream", x.dtype, {x.dim(0), x.dim(1)}, Recompute::layer);
   add_branch(mlp_norm_, mlp_, frame.present("stream") ? Tensor{} : y, mid, frame, ctx);
-  ctx.observe(layer_, "mlp", y);
+  ctx.observe(frame, layer_, "mlp", y);
   return y;
 }
 
@@ -38,11 +38,11 @@ void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
     compute(frame.peek("stream"), frame, ctx);
     ctx.probe = std::move(probe);
   }
-  ctx.observe(layer_, "dmlp", d);
+  ctx.observe(frame, layer_, "dmlp", d);
   add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), frame, ctx);
   frame.pop("stream");
   frame.release_popped();
-  ctx.observe(layer_, "dmixer", d);
+  ctx.observe(frame, layer_, "dmixer", d);
   add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), frame, ctx);
   frame.pop("mid");
   frame.close_layer();

@@ -17,12 +17,12 @@ Tensor Embedding::forward(Frame& frame, StepContext& ctx) const {
   embedding_forward(
       {.y = y, .table = ctx.weight(table), .tokens = frame.peek("tokens").reshape({frame.rows()})},
       ctx.compute);
-  ctx.observe("embedding", y);
+  ctx.observe(frame, "embedding", y);
   return y;
 }
 
 void Embedding::backward(const Tensor& d, Frame& frame, StepContext& ctx) const {
-  ctx.observe("dembedding", d);
+  ctx.observe(frame, "dembedding", d);
   embedding_backward({.dtable = ctx.gradient(table),
                       .dy = d,
                       .tokens = frame.peek("tokens").reshape({frame.rows()})},

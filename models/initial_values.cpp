@@ -63,7 +63,9 @@ void set_initial_values(const ParameterStore& store, uint64_t seed, Stream& stre
   for (const Parameter* parameter : store.parameters()) {
     const RandomStream random(seed, parameter->name);
     write_on_host(store.value(*parameter), stream, [&](const Tensor& value) {
-      set_elements(value, [&](int64_t i) { return initial_value(*parameter, random, i); });
+      set_elements(value, [&](int64_t i) {
+        return initial_value(*parameter, random, parameter->global_index(i));
+      });
     });
   }
 }

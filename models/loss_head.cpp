@@ -26,17 +26,17 @@ void LossHead::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
   norm_.forward(normed, x, frame, ctx);
   for (int64_t begin = 0; begin < rows; begin += slice_) {
     const int64_t end = std::min(begin + slice_, rows);
-    slice_forward(normed.slice(0, begin, end), dnormed.slice(0, begin, end),
-                  labels.slice(0, begin, end), ctx);
+    slice_forward(begin, normed.slice(0, begin, end), dnormed.slice(0, begin, end),
+                  labels.slice(0, begin, end), frame, ctx);
   }
 }
 
-void LossHead::slice_forward(const Tensor& normed, const Tensor& dnormed, const Tensor& labels,
-                             StepContext& ctx) const {
+void LossHead::slice_forward(int64_t row, const Tensor& normed, const Tensor& dnormed,
+                             const Tensor& labels, const Frame& frame, StepContext& ctx) const {
   const Scope scope(ctx.scratch);
   const Tensor logits = ctx.scratch.allocate("logits", normed.dtype, {normed.dim(0), vocab_});
   matmul({.c = logits, .a = normed, .b = ctx.weight(weight()), .transpose_b = true}, ctx.compute);
-  ctx.observe("logits", logits);
+  ctx.observe(frame, "logits", logits, {.row = row});
   cross_entropy({.loss_sum = ctx.loss_sum,
                  .logits = logits,
                  .labels = labels,

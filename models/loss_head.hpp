@@ -22,8 +22,9 @@ class LossHead {
 
  private:
   const Parameter& weight() const { return tied_ ? *tied_ : own_->weight; }
-  void slice_forward(const Tensor& normed, const Tensor& dnormed, const Tensor& labels,
-                     StepContext& ctx) const;
+  /// Of the rows from `row` on.
+  void slice_forward(int64_t row, const Tensor& normed, const Tensor& dnormed, const Tensor& labels,
+                     const Frame& frame, StepContext& ctx) const;
 
   int64_t vocab_;
   int64_t slice_;

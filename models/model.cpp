@@ -107,15 +107,20 @@ Model::Inputs Model::inputs_of(const SequenceStrategies& strategies) const {
   return inputs;
 }
 
-void Model::visit(const std::function<void(Parameter&)>& f) {
-  f(embedding_.table);
-  for (const auto& layer : layers_) layer->visit(f);
-  head_->visit(f);
-}
-
 std::vector<Parameter*> Model::parameters() {
   std::vector<Parameter*> all;
-  visit([&](Parameter& parameter) { all.push_back(&parameter); });
+  int unit = 0;
+  const auto take = [&](Parameter& parameter) {
+    parameter.unit = unit;
+    all.push_back(&parameter);
+  };
+  take(embedding_.table);
+  for (const auto& layer : layers_) {
+    ++unit;
+    layer->visit(take);
+  }
+  ++unit;
+  head_->visit(take);
   return all;
 }
 
@@ -164,7 +169,7 @@ void Model::write_inputs(const TokenShard& shard, const Frame& frame, Staging& s
   if (inputs_.windows) fill_windows(config_.distinct_windows(), keys, windows);
   if (inputs_.all_keys) fill_all_keys(shard.segments, config_.causal, all);
   staging.send(ctx.compute);
-  ctx.observe("positions", frame.peek("positions"));
+  ctx.observe(frame, "positions", frame.peek("positions"));
 }
 
 void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const {

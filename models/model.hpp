@@ -39,7 +39,8 @@ class Model {
   Model& operator=(const Model&) = delete;
 
   const ModelConfig& config() const { return config_; }
-  void visit(const std::function<void(Parameter&)>& f);
+  /// Those of this rank, in the order of a forward. Their units: 0 the embedding, then the layers,
+  /// last the head.
   std::vector<Parameter*> parameters();
 
   /// Pushes what all layers read: tokens, labels, positions, visible keys, rotary tables. What the

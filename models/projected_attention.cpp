@@ -76,10 +76,10 @@ void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame,
     ctx.compute.wait(summed);
   }
   if (attends) attend_projected(own, projected, out, lse, ctx);
-  ctx.observe(layer_, "q", q);
-  ctx.observe(layer_, "k", k);
-  ctx.observe(layer_, "v", v);
-  ctx.observe(layer_, "out", out);
+  ctx.observe(frame, layer_, "q", q);
+  ctx.observe(frame, layer_, "k", k);
+  ctx.observe(frame, layer_, "v", v);
+  ctx.observe(frame, layer_, "out", out);
   o_.forward(y, flat_heads(out), ctx);
 }
 
@@ -100,14 +100,14 @@ void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tens
   o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   const Event summed =
       attend_projected_backward(own, projected, out, lse, dout, dq, dprojected, ctx);
-  ctx.observe(layer_, "dout", dout);
-  ctx.observe(layer_, "dq", dq);
+  ctx.observe(frame, layer_, "dout", dout);
+  ctx.observe(frame, layer_, "dq", dq);
   q_.backward(dx, dq, x, frame, ctx);
   ctx.compute.wait(summed);
   project_backward(own, dprojected, dk, dv, columns(ctx.gradient(k_projection_), frame),
                    columns(ctx.gradient(v_projection_), frame), ctx);
-  ctx.observe(layer_, "dk", dk);
-  ctx.observe(layer_, "dv", dv);
+  ctx.observe(frame, layer_, "dk", dk);
+  ctx.observe(frame, layer_, "dv", dv);
   k_.backward(dx, dk, x, frame, ctx, /*accumulate=*/true);
   v_.backward(dx, dv, x, frame, ctx, /*accumulate=*/true);
 }

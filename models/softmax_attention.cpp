@@ -62,10 +62,10 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   k_.forward(k, x, frame, ctx);
   v_.forward(v, x, frame, ctx);
   if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
-  ctx.observe(layer_, "q", q);
-  ctx.observe(layer_, "k", k);
-  ctx.observe(layer_, "v", v);
-  ctx.observe(layer_, "out", out);
+  ctx.observe(frame, layer_, "q", q);
+  ctx.observe(frame, layer_, "k", k);
+  ctx.observe(frame, layer_, "v", v);
+  ctx.observe(frame, layer_, "out", out);
   o_.forward(y, flat_heads(out), ctx);
 }
 
@@ -82,10 +82,10 @@ void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor
       .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_})};
   o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
-  ctx.observe(layer_, "dout", dout);
-  ctx.observe(layer_, "dq", d.dq);
-  ctx.observe(layer_, "dk", d.dk);
-  ctx.observe(layer_, "dv", d.dv);
+  ctx.observe(frame, layer_, "dout", dout);
+  ctx.observe(frame, layer_, "dq", d.dq);
+  ctx.observe(frame, layer_, "dk", d.dk);
+  ctx.observe(frame, layer_, "dv", d.dv);
   q_.backward(dx, d.dq, x, frame, ctx);
   k_.backward(dx, d.dk, x, frame, ctx, /*accumulate=*/true);
   v_.backward(dx, d.dv, x, frame, ctx, /*accumulate=*/true);

@@ -141,13 +141,13 @@ void StateMixer::make_inputs(const Slots& slots, const Tensor& x, const TokenHal
   v_.finish(slots.v, frame, ctx);
 }
 
-void StateMixer::observe(const Slots& slots, StepContext& ctx) const {
-  ctx.observe(layer_, "q", slots.q.value);
-  ctx.observe(layer_, "k", slots.k.value);
-  ctx.observe(layer_, "v", slots.v.value);
-  if (gate_) ctx.observe(layer_, "log_decay", slots.gates.log_decay);
-  if (slots.gates.beta) ctx.observe(layer_, "beta", slots.gates.beta);
-  ctx.observe(layer_, "out", slots.out);
+void StateMixer::observe(const Slots& slots, const Frame& frame, StepContext& ctx) const {
+  ctx.observe(frame, layer_, "q", slots.q.value);
+  ctx.observe(frame, layer_, "k", slots.k.value);
+  ctx.observe(frame, layer_, "v", slots.v.value);
+  if (gate_) ctx.observe(frame, layer_, "log_decay", slots.gates.log_decay);
+  if (slots.gates.beta) ctx.observe(frame, layer_, "beta", slots.gates.beta);
+  ctx.observe(frame, layer_, "out", slots.out);
 }
 
 StateShard StateMixer::shard(const Slots& slots, const Frame& frame) const {
@@ -176,7 +176,7 @@ void StateMixer::forward(const Tensor& y, const Tensor& x, Frame& frame, StepCon
     StateScan* scan = frame.present("entering") ? nullptr : scan_.get();
     mix_states(shard(slots, frame), slots.out, slots.entering, scan, ctx, project_gate);
   }
-  observe(slots, ctx);
+  observe(slots, frame, ctx);
   const Scope scope(ctx.scratch);
   const Tensor normed = ctx.scratch.allocate(
       "gated output", x.dtype,
@@ -229,7 +229,7 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
                          .weight = ctx.weight(norm_),
                          .function = layout_.output_gate},
                         ctx.compute);
-    ctx.observe(layer_, "dout", dout);
+    ctx.observe(frame, layer_, "dout", dout);
     const StateGradients d = allocate_gradients(slots, ctx.scratch);
     mix_states_backward(shard(slots, frame), slots.entering, dout, d, {}, *scan_, ctx, [&] {
       o_.backward_weight(dy, flat_heads(normed), ctx);
@@ -239,11 +239,11 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
         fill({.y = dx, .value = 0}, ctx.compute);
       }
     });
-    ctx.observe(layer_, "dq", d.dq);
-    ctx.observe(layer_, "dk", d.dk);
-    ctx.observe(layer_, "dv", d.dv);
-    if (d.dlog_decay) ctx.observe(layer_, "dlog_decay", d.dlog_decay);
-    if (d.dbeta) ctx.observe(layer_, "dbeta", d.dbeta);
+    ctx.observe(frame, layer_, "dq", d.dq);
+    ctx.observe(frame, layer_, "dk", d.dk);
+    ctx.observe(frame, layer_, "dv", d.dv);
+    if (d.dlog_decay) ctx.observe(frame, layer_, "dlog_decay", d.dlog_decay);
+    if (d.dbeta) ctx.observe(frame, layer_, "dbeta", d.dbeta);
     backward_inputs(dx, d, slots, x, frame, ctx);
   }
   pop(frame);

@@ -47,7 +47,7 @@ class StateMixer final : public Layer {
   void make_inputs(const Slots& slots, const Tensor& x, const TokenHalo& halo, Frame& frame,
                    StepContext& ctx) const;
   void make_gates(const Slots& slots, const Tensor& x, StepContext& ctx) const;
-  void observe(const Slots& slots, StepContext& ctx) const;
+  void observe(const Slots& slots, const Frame& frame, StepContext& ctx) const;
   StateShard shard(const Slots& slots, const Frame& frame) const;
   StateGradients allocate_gradients(const Slots& slots, Arena& arena) const;
   /// dx += what comes through q, k, v and the gates.

@@ -117,4 +117,18 @@ void Frame::check_scratch() const {
              scratch_->used(), " bytes, slots of the open layer reach to ", dropped_end().used);
 }
 
+void StepContext::observe(const Frame& frame, std::string_view name, const Tensor& value,
+                          const RowPlace& place) const {
+  if (!probe) return;
+  const int first = value.ndim > 2 ? 2 : 1;  // of the dims of a row
+  int64_t width = 1;
+  for (int d = first; d < value.ndim; ++d) width *= value.dim(d);
+  probe({.name = std::string(name),
+         .micro_batch = frame.micro_batch(),
+         .value = value,
+         .row = place.row,
+         .column = place.column,
+         .columns = place.columns == 0 ? width : place.columns});
+}
+
 }  // namespace weft

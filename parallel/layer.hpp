@@ -105,9 +105,25 @@ class Frame {
   Arena::Mark before_{};      // of the scratch, when the layer opened
 };
 
-/// Sees named tensors as a step passes them, each once: not again where backward computes them
-/// again. For tests, parity and evaluation.
-using Probe = std::function<void(std::string_view name, const Tensor& value)>;
+/// A named tensor as a step passes it: some rows of one micro-batch, [rows, width] or [B, T, ...],
+/// and of each row some columns. What several ranks see of one place adds up to the whole.
+struct Observation {
+  std::string name;
+  int micro_batch;
+  const Tensor& value;
+  int64_t row;      // of the micro-batch's B T rows, the first that is here
+  int64_t column;   // of a whole row, the first that is here
+  int64_t columns;  // of a whole row
+};
+
+/// Where an observed value lies in the whole of a micro-batch; columns 0: all of them are here.
+struct RowPlace {
+  int64_t row = 0, column = 0, columns = 0;
+};
+
+/// Sees each value once: not again where backward computes it again. For tests, parity and
+/// evaluation.
+using Probe = std::function<void(const Observation&)>;
 
 /// What a step lends to the layers. Carries no documents: those belong to the frame.
 struct StepContext {
@@ -129,12 +145,12 @@ struct StepContext {
   /// A product that adds to a parameter's gradient. All go through here, so that a schedule can
   /// hold them back.
   void weight_gradient(const MatmulArgs& args) { matmul(args, compute); }
-  void observe(std::string_view name, const Tensor& value) const {
-    if (probe) probe(name, value);
-  }
+  void observe(const Frame& frame, std::string_view name, const Tensor& value,
+               const RowPlace& place = {}) const;
   /// As "layers.<layer>.<name>".
-  void observe(int layer, const char* name, const Tensor& value) const {
-    if (probe) probe(concat("layers.", layer, ".", name), value);
+  void observe(const Frame& frame, int layer, const char* name, const Tensor& value,
+               const RowPlace& place = {}) const {
+    if (probe) observe(frame, concat("layers.", layer, ".", name), value, place);
   }
 };
 

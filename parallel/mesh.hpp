@@ -2,12 +2,15 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "parallel/comm/communicator.hpp"
+#include "parallel/parameter.hpp"
 
 namespace weft {
 
@@ -55,14 +58,20 @@ class ProcessMesh {
 
   /// The ranks that differ from this one on `axis` alone, in the order of that axis.
   Communicator& along(Axis axis, Lane lane = Lane::forward);
-  /// The ranks that hold the same parameters: data x sequence, in rank order. Gradients are summed
-  /// over it once, and the optimizer is sharded over it.
-  Communicator& replicas() { return *replicas_; }
+  /// The ranks that hold the same elements of a parameter, in rank order. Gradients are summed over
+  /// it once, and the optimizer is sharded over it. Made by make_holders.
+  Communicator& holders(const Holders& holders) { return *holders_.at(holders); }
+  /// Makes the groups of some kinds; all ranks of each group name it in their call.
+  void make_holders(World& world, const std::set<Holders>& kinds);
+  /// All ranks.
+  Communicator& everyone() { return *everyone_; }
   /// How often the transfers of all groups have waited for a GPU on the host so far.
   int64_t host_waits() const;
 
  private:
-  std::unique_ptr<Communicator> make(World& world, const std::vector<Axis>& axes,
+  /// Of the ranks whose coordinates `belongs` accepts.
+  std::unique_ptr<Communicator> make(World& world,
+                                     const std::function<bool(const Coordinate&)>& belongs,
                                      const std::string& group, const std::string& label);
 
   MeshShape shape_;
@@ -71,7 +80,8 @@ class ProcessMesh {
   int rank_;
   Coordinate here_;
   std::map<std::pair<Axis, Lane>, std::unique_ptr<Communicator>> along_;
-  std::unique_ptr<Communicator> replicas_;
+  std::map<Holders, std::unique_ptr<Communicator>> holders_;
+  std::unique_ptr<Communicator> everyone_;
 };
 
 }  // namespace weft

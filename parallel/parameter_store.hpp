@@ -1,34 +1,22 @@
-// Parameters: their description, and the flat buffers that hold values and gradients.
+// The flat buffers that hold the values and the gradients of a rank's parameters.
 #pragma once
 
-#include <cstdint>
-#include <string>
 #include <vector>
 
+#include "parallel/parameter.hpp"
 #include "src/tensor/arena.hpp"
 
 namespace weft {
 
-/// The only source for initial values, gradient sums, the norm, sharding and files. Made by the
-/// model; the store fills in where it lives.
-struct Parameter {
-  enum class Init { normal, zeros, ones, drawn };
+/// Parameters of one unit of the model (the embedding, a layer, the head) that the same ranks hold:
+/// a range of the flat buffers, whose gradients are summed and whose values are gathered as one.
+struct ParameterBucket {
+  int unit;
+  Holders holders;
+  std::vector<Parameter*> parameters;
+  int64_t begin = 0, end = 0;  // of the flat buffers
 
-  std::string name;            // as Hugging Face writes it
-  std::vector<int64_t> shape;  // global
-  Init init = Init::normal;
-  double init_std = 0;                       // of Init::normal
-  double (*draw)(double uniform) = nullptr;  // of Init::drawn: a value from one in [0, 1)
-
-  int64_t offset = -1;  // of the first element in the flat buffers; set by ParameterStore
-
-  int64_t numel() const {
-    int64_t n = 1;
-    for (const int64_t d : shape) n *= d;
-    return n;
-  }
-  /// Weight decay: on matrices, not on vectors.
-  bool decays() const { return shape.size() >= 2; }
+  int64_t size() const { return end - begin; }
 };
 
 /// Values and gradients of all parameters of one rank, each one flat buffer: a parameter is a view,
@@ -40,11 +28,14 @@ class ParameterStore {
   /// buffers come from `arena`.
   ParameterStore(std::vector<Parameter*> parameters, DType dtype, Arena& arena);
 
+  /// In the model's order.
   const std::vector<Parameter*>& parameters() const { return parameters_; }
+  /// By unit, then by holders; together they are the flat buffers.
+  const std::vector<ParameterBucket>& buckets() const { return buckets_; }
   DType dtype() const { return values_.dtype; }
   /// Elements of a flat buffer, padding included; padding is zero in both buffers, always.
   int64_t size() const { return values_.numel(); }
-  /// Elements of all parameters.
+  /// Elements of all parameters that the rank holds.
   int64_t count() const { return count_; }
 
   Tensor values() const { return values_; }
@@ -56,6 +47,7 @@ class ParameterStore {
   static Tensor view(const Tensor& flat, const Parameter& parameter);
 
   std::vector<Parameter*> parameters_;
+  std::vector<ParameterBucket> buckets_;
   int64_t count_ = 0;
   Tensor values_, gradients_;  // [size]
 };

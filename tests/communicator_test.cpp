@@ -131,8 +131,10 @@ TEST(Mesh, GroupsHoldWhoDiffersOnTheAxisAlone) {
     EXPECT_EQ(mesh.along(Axis::data).size(), 2);
     EXPECT_EQ(mesh.along(Axis::data).rank(), world.rank() / 3);
     EXPECT_EQ(mesh.along(Axis::tensor).size(), 1);
-    EXPECT_EQ(mesh.replicas().size(), 6);
-    EXPECT_EQ(mesh.replicas().rank(), world.rank());
+    mesh.make_holders(world, {Holders{}});
+    EXPECT_EQ(mesh.holders({}).size(), 6);
+    EXPECT_EQ(mesh.holders({}).rank(), world.rank());
+    EXPECT_EQ(mesh.everyone().size(), 6);
     ++checked;
   });
   EXPECT_EQ(checked, 6);

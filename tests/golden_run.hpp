@@ -96,10 +96,10 @@ class GoldenRun {
     load_hf_weights(folder_, trainer.parameters(), trainer.compute());
     const Cuts cuts = Cuts::even(expected_.length, trainer.mesh().size(Axis::sequence));
     const int shard = trainer.mesh().at(Axis::sequence);
-    trainer.set_before_update([&] { add_gradients(trainer.parameters(), trainer.compute()); });
-    trainer.set_probe([&](std::string_view name, const Tensor& value) {
-      if (name != "logits") return;
-      keep_logits(HostCopy(value, trainer.compute()).tensor(), cuts.begin(shard), cuts.end(shard));
+    trainer.set_before_update([&] { add_gradients(trainer); });
+    trainer.set_probe([&](const Observation& seen) {
+      if (seen.name == "logits")
+        keep_logits(seen, trainer.compute(), cuts.begin(shard), cuts.end(shard));
     });
     for (int64_t step = 0; step < expected_.steps; ++step) {
       const std::vector<Batch> batches = {
@@ -114,22 +114,26 @@ class GoldenRun {
     }
   }
 
-  void add_gradients(const ParameterStore& store, Stream& compute) {
+  void add_gradients(Trainer& trainer) {
     const std::lock_guard lock(mutex_);
-    for (const Parameter* parameter : store.parameters()) {
-      const HostCopy gradient(store.gradient(*parameter), compute);
-      const std::vector<double> mine = values(gradient.tensor());
-      std::vector<double>& sum = trained_.gradients[parameter->name];
-      sum.resize(mine.size());
-      for (size_t i = 0; i < mine.size(); ++i) sum[i] += mine[i];
+    for (const Recording::Entry& entry : owned_gradients(trainer)) {
+      std::vector<double>& sum = trained_.gradients[entry.name];
+      sum.resize(entry.values.size());
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += entry.values[i];
     }
   }
 
-  void keep_logits(const Tensor& logits, int64_t begin, int64_t end) {
+  /// Rows of the first sequence, whose tokens [begin, end) are here.
+  void keep_logits(const Observation& seen, Stream& compute, int64_t begin, int64_t end) {
+    const HostCopy host(seen.value, compute);
+    const int64_t rows = std::clamp<int64_t>(end - begin - seen.row, 0, seen.value.dim(0));
+    const int64_t width = seen.value.dim(1);
+    const std::vector<double> first = values(host.tensor().slice(0, 0, rows));
     const std::lock_guard lock(mutex_);
-    const std::vector<double> first = values(logits.slice(0, 0, end - begin));
-    std::copy(first.begin(), first.end(),
-              trained_.logits.begin() + begin * config_.model.vocab_size);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(first.begin() + r * width, width,
+                  trained_.logits.begin() + (begin + seen.row + r) * seen.columns + seen.column);
+    }
   }
 
   const std::string folder_;

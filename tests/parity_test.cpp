@@ -214,8 +214,9 @@ TEST(Mutant, ASwappedPairOfRanksIsFound) {
 
 TEST(Mutant, ADoubleCountedGradientIsFound) {
   RecordingHooks hooks;
-  hooks.gradients = [](Trainer& trainer) {  // rank 1 adds its part of one tensor twice
-    if (trainer.mesh().rank() != 1) return;
+  // Rank 1 adds its part of one tensor twice.
+  hooks.probe = [](Trainer& trainer, const Observation& seen) {
+    if (trainer.mesh().rank() != 1 || seen.name != "layers.5.dmixer") return;
     for (const Parameter* p : trainer.parameters().parameters()) {
       if (p->name != "model.layers.5.mlp.up_proj.weight") continue;
       const Tensor gradient = trainer.parameters().gradient(*p);
@@ -247,8 +248,9 @@ TEST(Mutant, ALabelShiftedPerShardIsFound) {
 
 TEST(Mutant, APositionOffsetIsFound) {
   RecordingHooks hooks;
-  hooks.probe = [](std::string_view name, const Tensor& value) {
-    if (name != "positions" || value.numel() == 0) return;
+  hooks.probe = [](Trainer&, const Observation& seen) {
+    const Tensor& value = seen.value;
+    if (seen.name != "positions" || value.numel() == 0) return;
     // Every shard counts from its own start.
     const int64_t first = value.as<int64_t>()[0];
     for (int64_t i = 0; i < value.numel(); ++i) value.as<int64_t>()[i] -= first;

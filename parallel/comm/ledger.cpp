@@ -6,6 +6,8 @@ namespace weft {
 
 const char* name(Tag::Purpose purpose) {
   switch (purpose) {
+    case Tag::Purpose::activation:
+      return "activation";
     case Tag::Purpose::attention:
       return "attention";
     case Tag::Purpose::balance:

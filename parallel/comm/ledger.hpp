@@ -12,8 +12,10 @@ namespace weft {
 /// What a transfer is for: the ledger's key. The communicator adds its group's name.
 struct Tag {
   /// balance: what moves work from busy ranks to idle ones. state: what crosses shards of a
-  /// recurrence. convolution: the tokens that a short convolution reads across a cut.
+  /// recurrence. convolution: the tokens that a short convolution reads across a cut. activation:
+  /// rows of the residual stream, between stages and over the tensor axis.
   enum class Purpose : uint8_t {
+    activation,
     attention,
     balance,
     state,

@@ -1,5 +1,5 @@
-// AdamW sharded over the replicas (ZeRO stage 1; Rajbhandari et al., arXiv 1910.02054): every rank
-// of data x sequence updates one piece of the flat parameters and holds moments for that piece
+// AdamW sharded over the holders of each parameter (ZeRO stage 1; Rajbhandari et al., arXiv
+// 1910.02054): a rank updates one piece of every bucket of the store and has moments for that piece
 // only.
 #pragma once
 
@@ -14,28 +14,49 @@ struct AdamWConfig {
   double grad_clip = 1.0;     // of the global norm; 0: none
 };
 
+/// What a rank updates of one parameter: elements [begin, end) of the rank's piece of it.
+struct OwnedPiece {
+  const Parameter* parameter;
+  int64_t begin, end;
+  Tensor value, gradient;  // [end - begin]
+};
+
 class ShardedOptimizer {
  public:
-  /// Moments, and in bf16 the f32 masters, come from `arena`. The store must outlive the optimizer.
-  ShardedOptimizer(const AdamWConfig& config, const ParameterStore& store, int rank, int replicas,
+  /// Moments, and in bf16 the f32 masters, come from `arena`. The store must outlive the optimizer,
+  /// and so must the mesh, which has the groups of the store's holders.
+  ShardedOptimizer(const AdamWConfig& config, const ParameterStore& store, ProcessMesh& mesh,
                    Arena& arena);
 
-  /// One update, `step` counting from 1: gradients are summed over the replicas (reduce-scatter),
-  /// their global norm taken (all-reduce), the own piece updated, the values gathered. Gradients
-  /// are the own piece's sums afterwards; other pieces are undefined. squared_norm: [1] f64,
-  /// overwritten with the same bits on every rank.
-  void step(double learning_rate, int64_t step, const Tensor& squared_norm, StepContext& ctx);
+  /// Gradients are summed over their holders (reduce-scatter), and their global norm is taken
+  /// (all-reduce over all ranks). Gradients are the sums in the own pieces afterwards, undefined in
+  /// the others. squared_norm: [1] f64, overwritten with the same bits on every rank.
+  void reduce(const Tensor& squared_norm, StepContext& ctx);
+  /// One update after reduce(), `step` counting from 1: own pieces, which are then gathered.
+  void update(double learning_rate, int64_t step, const Tensor& squared_norm, StepContext& ctx);
 
-  const Cuts& cuts() const { return cuts_; }
+  /// Every element of the model is owned by one rank. Gradients are those after reduce().
+  std::vector<OwnedPiece> owned() const;
 
  private:
+  /// The own piece of a bucket.
+  struct Shard {
+    const ParameterBucket* bucket;
+    Communicator* group;
+    Cuts cuts;           // of the bucket over the group
+    int64_t begin, end;  // in the store's flat buffers
+    int64_t at;          // in the optimizer's own
+    int64_t size() const { return end - begin; }
+    Tensor of(const Tensor& flat) const { return flat.slice(0, bucket->begin, bucket->end); }
+  };
+
   AdamWConfig config_;
   const ParameterStore& store_;
-  Cuts cuts_;  // of the flat buffers over the replicas
-  int64_t begin_, end_;
-  Tensor m_, v_;  // [end - begin], of the gradients' type
-  /// [end - begin]: where the values are rounded to bf16, the own piece of them that is not. Taken
-  /// from the values at the first step.
+  std::vector<Shard> shards_;
+  int64_t size_ = 0;  // of all own pieces
+  Tensor m_, v_;      // [size], of the gradients' type
+  /// [size]: where the values are rounded to bf16, the own pieces of them that are not. Taken from
+  /// the values at the first step.
   Tensor masters_;
   bool has_masters_ = false;
 };
