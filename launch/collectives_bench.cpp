@@ -5,6 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,7 +14,8 @@
 #include "launch/json_file.hpp"
 #include "launch/start_ranks.hpp"
 #include "parallel/comm/mpi.hpp"
-#include "parallel/mesh.hpp"
+#include "parallel/comm/recording.hpp"
+#include "parallel/sequence/strategies.hpp"
 #include "src/core/cuda/memory.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "src/tensor/arena.hpp"
@@ -59,6 +62,55 @@ constexpr Collective kCollectives[] = {
      }},
 };
 
+/// A state of heads of K = V = 128 in f32, and the log decays of its heads: what a scan carries.
+constexpr int64_t kStateWidth = 128;
+constexpr int64_t kHeadBytes = 4 * kStateWidth * kStateWidth;
+
+struct ScanTensors {
+  ScanElement element;
+  Tensor entering;
+
+  ScanTensors(int64_t heads, Arena& arena)
+      : element{.transition = arena.allocate("log decays", DType::f32, {1, heads}),
+                .state = arena.allocate("state", DType::f32, {1, heads, kStateWidth, kStateWidth})},
+        entering(arena.allocate("entering", DType::f32, {1, heads, kStateWidth, kStateWidth})) {}
+};
+
+/// A prefix, and a suffix back: prefixes in a row would overlap, the first rank always ahead.
+void scan_both_ways(StateScan& scan, const ScanTensors& tensors, StepContext& ctx) {
+  const auto run = [&](ScanDirection direction, Tag::Pass pass) {
+    const Scope scope(ctx.scratch);
+    scan.begin(tensors.element, tensors.entering, direction, state_tag(-1, 0, pass), ctx).finish();
+  };
+  run(ScanDirection::prefix, Tag::Pass::forward);
+  run(ScanDirection::suffix, Tag::Pass::backward);
+}
+
+/// Bytes that the scans of a state of so many heads need, their scratch included.
+int64_t scan_memory(int ranks, int64_t heads) {
+  int64_t most = 0;
+  for (const StateScanKind& kind : state_scans()) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      const auto world = make_recording_world(rank, ranks);
+      ProcessMesh mesh(*world, mesh_along(Axis::sequence, ranks), {}, /*strict=*/false);
+      const auto compute = make_meta_stream({});
+      Arena arena("scans", Device::meta, 0);
+      const ParameterStore none({}, DType::f32, arena);
+      StepContext ctx{.mesh = mesh,
+                      .compute = *compute,
+                      .scratch = arena,
+                      .parameters = none,
+                      .dtype = DType::f32,
+                      .loss_sum = {}};
+      const Scope scope(arena);
+      const ScanTensors tensors(heads, arena);
+      scan_both_ways(*kind.make({}), tensors, ctx);
+      most = std::max(most, arena.peak());
+    }
+  }
+  return most;
+}
+
 struct BenchOptions {
   RankChoice ranks;
   std::string device = "cpu";
@@ -72,7 +124,7 @@ struct BenchOptions {
 struct Timing {
   const char* name;
   int64_t bytes;  // of `n` elements
-  int64_t sent;   // that leave a rank
+  int64_t sent;   // that leave a rank, the busiest
   double seconds;
 
   double bandwidth() const { return static_cast<double>(sent) / seconds; }  // bytes/s
@@ -92,13 +144,28 @@ class Measurement {
             .buffer = memory_.allocate("buffer", DType::f32, {elements(largest())}),
             .inbox = memory_.allocate("inbox", DType::f32, {elements(largest())}),
             .scratch = memory_.allocate("scratch", DType::f32, {elements(largest())})},
-        clocks_(memory_.allocate("clocks", DType::f64, {world.size()})) {}
+        clocks_(memory_.allocate("clocks", DType::f64, {world.size()})),
+        scans_("scans", world.device(), scan_capacity(world.size()), compute_.get()),
+        no_parameters_({}, DType::f32, scans_),
+        context_{.mesh = mesh_,
+                 .compute = *compute_,
+                 .scratch = scans_,
+                 .parameters = no_parameters_,
+                 .dtype = DType::f32,
+                 .loss_sum = {}} {}
 
   std::vector<Timing> run() {
     std::vector<Timing> timings;
     for (const Collective& collective : kCollectives) {
       for (const int64_t size : options_.sizes) {
-        timings.push_back(measure(collective, elements(size)));
+        const int64_t n = elements(size);
+        timings.push_back(
+            measure(collective.name, 4 * n, [&] { at_.compute.wait(collective.start(at_, n)); }));
+      }
+    }
+    for (const StateScanKind& kind : state_scans()) {
+      for (const int64_t size : options_.sizes) {
+        if (size >= kHeadBytes) timings.push_back(measure_scan(kind, size / kHeadBytes));
       }
     }
     return timings;
@@ -112,15 +179,19 @@ class Measurement {
   }
   int64_t capacity(int ranks) const { return 3 * (largest() + 4 * ranks + 64) + 8 * ranks + 64; }
 
+  int64_t scan_capacity(int ranks) const {
+    return largest() < kHeadBytes ? 0 : scan_memory(ranks, largest() / kHeadBytes);
+  }
+
   /// The elements in about `size` bytes: pieces of one size.
   int64_t elements(int64_t size) const {
     const int64_t ranks = mesh_.size(Axis::sequence);
     return std::max<int64_t>(1, size / 4 / ranks) * ranks;
   }
 
-  Timing measure(const Collective& collective, int64_t n) {
+  Timing measure(const char* name, int64_t bytes, const std::function<void()>& call) {
     std::vector<double> seconds;
-    Timing timing{collective.name, 4 * n, 0, 0};
+    Timing timing{name, bytes, 0, 0};
     for (int repeat = -1; repeat < options_.repeats; ++repeat) {  // one to warm up
       fill({.y = at_.buffer, .value = 1.0 / 3}, at_.compute);     // sums grow from call to call
       at_.compute.wait(at_.comm.barrier(at_.compute));
@@ -128,18 +199,30 @@ class Measurement {
       booked_.clear();
       counted_.clear();
       const auto start = std::chrono::steady_clock::now();
-      for (int call = 0; call < options_.calls; ++call) {
-        at_.compute.wait(collective.start(at_, n));
-      }
+      for (int i = 0; i < options_.calls; ++i) call();
       at_.compute.record().wait();
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-      WEFT_REQUIRE(booked_.entries() == counted_.entries(), ExitCode::comparison, collective.name,
+      WEFT_REQUIRE(booked_.entries() == counted_.entries(), ExitCode::comparison, name,
                    ": bytes booked and bytes counted differ");
-      timing.sent = booked_.by_group().at(at_.comm.group()) / options_.calls;
+      const int64_t sent = booked_.by_group()[at_.comm.group()] / options_.calls;
+      timing.sent = std::llround(longest(static_cast<double>(sent)));
       if (repeat >= 0) seconds.push_back(longest(spent.count() / options_.calls));
     }
     std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
     timing.seconds = seconds[seconds.size() / 2];
+    return timing;
+  }
+
+  Timing measure_scan(const StateScanKind& kind, int64_t heads) {
+    const Scope scope(scans_);
+    const ScanTensors tensors(heads, scans_);
+    fill({.y = tensors.element.transition, .value = -0.1}, at_.compute);
+    fill({.y = tensors.element.state, .value = 1.0 / 3}, at_.compute);
+    const auto scan = kind.make({});
+    Timing timing =
+        measure(kind.name, heads * kHeadBytes, [&] { scan_both_ways(*scan, tensors, context_); });
+    timing.sent /= 2;  // of one scan
+    timing.seconds /= 2;
     return timing;
   }
 
@@ -169,6 +252,9 @@ class Measurement {
   Arena memory_;
   Workplace at_;
   Tensor clocks_;
+  Arena scans_;
+  ParameterStore no_parameters_;
+  StepContext context_;
 };
 
 void print(const std::vector<Timing>& timings) {
@@ -177,8 +263,9 @@ void print(const std::vector<Timing>& timings) {
     if (std::string_view(last) != t.name) {
       const auto* row = std::find_if(std::begin(kCollectives), std::end(kCollectives),
                                      [&](const Collective& c) { return c.name == t.name; });
-      fmt::print("{} (bytes: {})\n  {:>12}{:>14}{:>12}{:>12}\n", t.name, row->size, "bytes",
-                 "sent by rank", "us", "bus GB/s");
+      fmt::print("{} (bytes: {})\n  {:>12}{:>14}{:>12}{:>12}\n", t.name,
+                 row == std::end(kCollectives) ? "a state" : row->size, "bytes", "sent by rank",
+                 "us", "bus GB/s");
     }
     last = t.name;
     fmt::print("  {:>12}{:>14}{:>12.1f}{:>12.3f}\n", t.bytes, t.sent, t.seconds * 1e6,
