@@ -14,9 +14,11 @@ Embedding::Embedding(const ModelConfig& config)
 
 Tensor Embedding::forward(Frame& frame, StepContext& ctx) const {
   const Tensor y = frame.push("stream", ctx.dtype, {frame.rows(), table.shape[1]});
-  embedding_forward(
-      {.y = y, .table = ctx.weight(table), .tokens = frame.peek("tokens").reshape({frame.rows()})},
-      ctx.compute);
+  embedding_forward({.y = y,
+                     .table = ctx.weight(table),
+                     .tokens = frame.peek("tokens").reshape({frame.rows()}),
+                     .vocab = table.shape[0]},
+                    ctx.compute);
   ctx.observe(frame, "embedding", y);
   return y;
 }

@@ -37,12 +37,22 @@ void LossHead::slice_forward(int64_t row, const Tensor& normed, const Tensor& dn
   const Tensor logits = ctx.scratch.allocate("logits", normed.dtype, {normed.dim(0), vocab_});
   matmul({.c = logits, .a = normed, .b = ctx.weight(weight()), .transpose_b = true}, ctx.compute);
   ctx.observe(frame, "logits", logits, {.row = row});
-  cross_entropy({.loss_sum = ctx.loss_sum,
-                 .logits = logits,
-                 .labels = labels,
-                 .scale = ctx.loss_scale,
-                 .gradient = ctx.training},
-                ctx.compute);
+  const Tensor statistics = ctx.scratch.allocate("row statistics", accumulator_of(logits.dtype),
+                                                 {1, kRowStatistics, logits.dim(0)});
+  cross_entropy_shard({.statistics = statistics.reshape({kRowStatistics, logits.dim(0)}),
+                       .logits = logits,
+                       .labels = labels,
+                       .vocab = vocab_,
+                       .scale = ctx.loss_scale,
+                       .gradient = ctx.training},
+                      ctx.compute);
+  cross_entropy_combine({.loss_sum = ctx.loss_sum,
+                         .logits = logits,
+                         .statistics = statistics,
+                         .labels = labels,
+                         .scale = ctx.loss_scale,
+                         .gradient = ctx.training},
+                        ctx.compute);
   if (!ctx.training) return;
   const Tensor& dlogits = logits;
   matmul({.c = dnormed, .a = dlogits, .b = ctx.weight(weight())}, ctx.compute);

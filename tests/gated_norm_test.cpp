@@ -204,6 +204,79 @@ TEST_P(GatedNorm, DoesNotDependOnTheCutOfRows) {
   EXPECT_LE(relative_rms(values(dweight_parts), values(dweight)), tolerance());
 }
 
+/// Rows cut over ranks, by way of the two sums: the same as whole rows.
+TEST_P(GatedNorm, OfRowsThatArePartsIsThatOfTheWhole) {
+  const Shape shape = {6, 13};
+  for (const GateFunction function : kFunctions) {
+    SCOPED_TRACE(int(function));
+    const Inputs o = inputs(dtype(), function, shape);
+    const Outputs whole(dtype(), function, shape);
+    const Owned dweight = zeros(dtype(), {13});
+    gated_norm_forward({whole.y, whole.rstd, o.x, o.gate, o.weight, function, 0.1}, cpu_stream());
+    gated_norm_backward({whole.dx, whole.dgate, dweight, whole.again, o.dy, o.x, whole.rstd, o.gate,
+                         o.weight, function},
+                        cpu_stream());
+    for (const Shape& widths : std::vector<Shape>{{13}, {5, 8}, {1, 0, 12}, {3, 4, 6}}) {
+      struct Part {
+        Inputs in;
+        Outputs out;
+        Owned dweight;
+        int64_t begin;
+      };
+      std::vector<Part> parts;
+      int64_t begin = 0;
+      const auto columns = [&](const Tensor& t, int64_t from, int64_t width) {
+        return t ? copy_of(t.slice(t.ndim - 1, from, from + width)) : Owned();
+      };
+      for (const int64_t width : widths) {
+        parts.push_back({{columns(o.x, begin, width), columns(o.gate.view(), begin, width),
+                          columns(o.weight, begin, width), columns(o.dy, begin, width)},
+                         Outputs(dtype(), function, {6, width}),
+                         zeros(dtype(), {width}),
+                         begin});
+        begin += width;
+      }
+      const auto summed = [&](const auto& make) {  // over the ranks
+        Values total(6);
+        for (const Part& part : parts) {
+          const Owned sums(dtype(), {6});
+          make(part, sums);
+          const Values own = values(sums);
+          for (size_t r = 0; r < 6; ++r) total[r] += own[r];
+        }
+        return from_values(dtype(), {6}, total);
+      };
+      const Owned squares = summed([](const Part& part, const Tensor& sums) {
+        row_squares({sums, part.in.x}, cpu_stream());
+      });
+      const Owned along = summed([&](const Part& part, const Tensor& sums) {
+        const Inputs& in = part.in;
+        gated_norm_along({sums, in.dy, in.x, in.gate, in.weight, function}, cpu_stream());
+      });
+      for (const Part& part : parts) {
+        const auto& [in, out, dw, from] = part;
+        const int64_t width = in.x.view().dim(1);
+        gated_norm_forward({out.y, out.rstd, in.x, in.gate, in.weight, function, 0.1, squares, 13},
+                           cpu_stream());
+        gated_norm_backward({out.dx, out.dgate, dw, out.again, in.dy, in.x, out.rstd, in.gate,
+                             in.weight, function, along, 13},
+                            cpu_stream());
+        const auto expect = [&](const Tensor& got, const Tensor& all, const char* what) {
+          if (!got || width == 0) return;
+          EXPECT_LE(relative_rms(values(got), values(columns(all, from, width))), 4 * tolerance())
+              << what << " of " << width << " columns from " << from;
+        };
+        expect(out.y, whole.y, "y");
+        expect(out.dx, whole.dx, "dx");
+        expect(out.dgate.view(), whole.dgate.view(), "dgate");
+        expect(dw, dweight, "dweight");
+        EXPECT_LE(relative_rms(values(out.rstd), values(whole.rstd)), tolerance());
+        EXPECT_TRUE(same_bits(values(out.again), values(out.y))) << "recompute is not the forward";
+      }
+    }
+  }
+}
+
 /// A plain f32 sum of a million terms of one sign is off by 1e-5 and more.
 TEST(GatedNorm, WeightGradientOfManyRowsKeepsItsDigits) {
   constexpr int64_t kRows = 1 << 20, kWidth = 2;

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <vector>
 
-#include "src/kernels/loss.hpp"
 #include "src/kernels/matmul.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -267,7 +266,7 @@ TEST_P(Kernels, SwigluOfEveryGateIsAccurate) {  // silu(g) is g e^g far left: e^
 TEST_P(Kernels, EmbeddingCopiesRows) {
   const Owned table = normals(dtype(), {6, 3}, "table");
   const Owned tokens = from_values(DType::i32, {4}, {5, 0, 5, 2}), y(dtype(), {4, 3});
-  embedding_forward({y, table, tokens}, cpu_stream());
+  embedding_forward({y, table, tokens, 0, 6}, cpu_stream());
   for (const auto [row, token] :
        std::vector<std::array<int64_t, 2>>{{0, 5}, {1, 0}, {2, 5}, {3, 2}}) {
     EXPECT_EQ(values(y.view().slice(0, row, row + 1)),
@@ -298,9 +297,40 @@ TEST_P(Kernels, EmbeddingOfNoTokens) {
               dtable = normals(dtype(), {6, 3}, "dtable");
   const Owned tokens(DType::i32, {0}), y(dtype(), {0, 3});
   const auto before = values(dtable);
-  embedding_forward({y, table, tokens}, cpu_stream());
+  embedding_forward({y, table, tokens, 0, 6}, cpu_stream());
   embedding_backward({dtable, y, tokens}, cpu_stream());
   EXPECT_TRUE(same_bits(values(dtable), before));
+}
+
+/// The pieces of a table that is cut over ranks add up to the whole, to the bit.
+TEST_P(Kernels, EmbeddingOverAVocabularyThatIsCut) {
+  constexpr int64_t kRows = 50, kWidth = 3, kVocab = 7;
+  const Owned table = normals(dtype(), {kVocab, kWidth}, "table");
+  const Owned dy = normals(dtype(), {kRows, kWidth}, "dy");
+  std::vector<double> ids(kRows);
+  for (int64_t r = 0; r < kRows; ++r) {
+    ids[r] = static_cast<double>(RandomStream(1, "tokens").below(r, kVocab));
+  }
+  const Owned tokens = from_values(DType::i32, {kRows}, ids), y(dtype(), {kRows, kWidth});
+  const Owned dtable = normals(dtype(), {kVocab, kWidth}, "dtable"), cut = copy_of(dtable);
+  embedding_forward({y, table, tokens, 0, kVocab}, cpu_stream());
+  embedding_backward({dtable, dy, tokens}, cpu_stream());
+  std::vector<double> sum(kRows * kWidth);
+  for (const auto [begin, end] : std::vector<std::array<int64_t, 2>>{{0, 2}, {2, 2}, {2, 7}}) {
+    const Owned part(dtype(), {kRows, kWidth});
+    embedding_forward({part, table.view().slice(0, begin, end), tokens, begin, kVocab},
+                      cpu_stream());
+    embedding_backward({cut.view().slice(0, begin, end), dy, tokens, begin}, cpu_stream());
+    const auto rows = values(part);
+    for (size_t i = 0; i < sum.size(); ++i) {
+      const double id = ids[i / kWidth];
+      const bool own = id >= static_cast<double>(begin) && id < static_cast<double>(end);
+      EXPECT_TRUE(own || rows[i] == 0) << i;
+      sum[i] += rows[i];
+    }
+  }
+  EXPECT_EQ(sum, values(y));
+  EXPECT_TRUE(same_bits(values(cut), values(dtable)));
 }
 
 TEST_P(Kernels, AddAndFill) {
@@ -321,64 +351,6 @@ TEST_P(Kernels, AddAndFill) {
     fill({y, -kInfinity}, cpu_stream());  // an lse before its first block
     EXPECT_EQ(values(y), std::vector<double>(3 * n, -kInfinity));
   }
-}
-
-// ---- Cross-entropy
-
-TEST_P(Kernels, CrossEntropy) {
-  for (const int64_t vocab : {1, 2, 37, 130}) {
-    for (const double offset : {0.0, 1e4, -1e4}) {  // the loss depends on differences only
-      SCOPED_TRACE(concat("vocab ", vocab, " offset ", offset));
-      const std::vector<double> labels = {0, -1, static_cast<double>(vocab - 1), -100, 0};
-      auto x = normal_values(5 * vocab, "logits", 3.0);
-      for (double& logit : x) logit = static_cast<float>(logit + offset);
-      const auto r = oracle_cross_entropy(x, labels, 0.25);
-      const Owned loss = filled(DType::f64, {1}, 2.0), label = from_values(DType::i32, {5}, labels);
-      const Owned logits = from_values(dtype(), {5, vocab}, x);
-      cross_entropy({loss, logits, label, 0.25, false}, cpu_stream());
-      EXPECT_NEAR(values(loss)[0], 2 + r.sum, tolerance() * (2 + r.sum)) << "without gradient";
-      EXPECT_TRUE(same_bits(values(logits), x)) << "logits changed without gradient";
-      cross_entropy({loss, logits, label, 0.25, true}, cpu_stream());
-      EXPECT_NEAR(values(loss)[0], 2 + 2 * r.sum, tolerance() * (2 + 2 * r.sum));
-      EXPECT_LE(relative_rms(values(logits), r.gradient), tolerance());
-    }
-  }
-}
-
-TEST_P(Kernels, CrossEntropyOfFarLogits) {  // no overflow, and the right limit
-  const Owned logits = from_values(dtype(), {2, 3}, {1e4, -1e4, 0, -1e4, 1e4, 0});
-  const Owned loss = zeros(DType::f64, {1}), labels = from_values(DType::i32, {2}, {0, 0});
-  cross_entropy({loss, logits, labels, 2.0, true}, cpu_stream());
-  EXPECT_EQ(values(loss)[0], 2e4);
-  EXPECT_EQ(values(logits), std::vector<double>({0, 0, 0, -2, 2, 0}));
-}
-
-TEST(CrossEntropy, GradientIsFiniteDifferences) {
-  const Owned logits = normals(DType::f64, {4, 9}, "logits", 2.0), loss(DType::f64, {1});
-  const Owned labels = from_values(DType::i32, {4}, {3, 0, -1, 8}), gradient = copy_of(logits);
-  const auto scaled_loss = [&] {
-    assign(loss, {0});
-    cross_entropy({loss, logits, labels, 0.5, false}, cpu_stream());
-    return 0.5 * values(loss)[0];
-  };
-  scaled_loss();
-  cross_entropy({loss, gradient, labels, 0.5, true}, cpu_stream());
-  EXPECT_LE(finite_difference(scaled_loss, logits, values(gradient)), kGradientTolerance);
-}
-
-TEST_P(Kernels, CrossEntropySlicesSumToTheWhole) {
-  const Owned whole = normals(dtype(), {11, 23}, "logits"), sliced = copy_of(whole);
-  const Owned whole_loss = zeros(DType::f64, {1}), loss = zeros(DType::f64, {1});
-  const Owned labels = from_values(DType::i32, {11}, {1, 2, -1, 4, 5, 22, 0, -1, 8, 9, 10});
-  cross_entropy({whole_loss, whole, labels, 1.0, true}, cpu_stream());
-  for (const auto [begin, end] :
-       std::vector<std::array<int64_t, 2>>{{0, 4}, {4, 4}, {4, 5}, {5, 11}}) {
-    cross_entropy(
-        {loss, sliced.view().slice(0, begin, end), labels.view().slice(0, begin, end), 1.0, true},
-        cpu_stream());
-  }
-  EXPECT_TRUE(same_bits(values(sliced), values(whole)));
-  EXPECT_NEAR(values(loss)[0], values(whole_loss)[0], 1e-12 * values(whole_loss)[0]);
 }
 
 // ---- Optimizer
@@ -484,8 +456,6 @@ TEST(KernelCosts, AreTheHandCounts) {
   expect_cost(cost(EmbeddingGradArgs{square, x, index}), 15, 3 * 15, 4 * 3);
   expect_cost(cost(AddArgs{x, x, x}), 15, 3 * 15);
   expect_cost(cost(FillArgs{x}), 0, 15);
-  EXPECT_EQ(cost(CrossEntropyArgs{scalar, x, index}).bytes, 4 * 2 * 15 + 4 * 3);
-  EXPECT_EQ(cost(CrossEntropyArgs{scalar, x, index, 1.0, false}).bytes, 4 * 15 + 4 * 3);
   expect_cost(cost(SquaredSumArgs{scalar, x}), 2 * 15, 15);
   EXPECT_EQ(cost(AdamWArgs{x, x, x, x, scalar}).bytes, 4 * 7 * 15);
 }

@@ -59,6 +59,8 @@ void embedding_forward(const EmbeddingArgs& args, Stream& stream) {
   WEFT_CHECK(args.y.ndim == 2 && args.table.ndim == 2 && args.y.dim(1) == args.table.dim(1),
              args.y.text(), args.table.text());
   WEFT_CHECK(args.tokens.has_shape({args.y.dim(0)}), args.tokens.text());
+  WEFT_CHECK(args.vocab_begin >= 0 && args.vocab_begin + args.table.dim(0) <= args.vocab,
+             args.table.text(), " from ", args.vocab_begin, " of ", args.vocab);
   WEFT_DISPATCH(embedding_forward, args, stream);
 }
 

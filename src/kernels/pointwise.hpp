@@ -49,19 +49,22 @@ struct SwigluGradArgs {
 Cost cost(const SwigluGradArgs& args);
 void swiglu_backward(const SwigluGradArgs& args, Stream& stream);
 
-/// y[r] = table[tokens[r]].
+/// y[r] = table[tokens[r]]; zeros where another rank has the token's row.
 struct EmbeddingArgs {
   Tensor y;       // [R, C]
-  Tensor table;   // [vocab, C]
+  Tensor table;   // [V, C]: of the tokens [vocab_begin, vocab_begin + V)
   Tensor tokens;  // [R] i32, each in [0, vocab)
+  int64_t vocab_begin = 0;
+  int64_t vocab = 0;  // tokens of all ranks
 };
 Cost cost(const EmbeddingArgs& args);
 void embedding_forward(const EmbeddingArgs& args, Stream& stream);
 
 struct EmbeddingGradArgs {
-  Tensor dtable;  // [vocab, C], accumulates, in the order of the rows
+  Tensor dtable;  // [V, C], accumulates, in the order of the rows
   Tensor dy;      // [R, C]
-  Tensor tokens;  // [R] i32
+  Tensor tokens;  // [R] i32; those of other ranks' rows add nothing
+  int64_t vocab_begin = 0;
 };
 Cost cost(const EmbeddingGradArgs& args);
 void embedding_backward(const EmbeddingGradArgs& args, Stream& stream);

@@ -259,6 +259,61 @@ TEST_P(CudaGates, GatedNorm) {
   }
 }
 
+/// Rows as parts of wholes twice as wide, whose sums are given.
+TEST_P(CudaGates, GatedNormOfParts) {
+  for (const Shape& shape : kShapes) {
+    for (const GateFunction function :
+         {GateFunction::none, GateFunction::silu, GateFunction::sigmoid}) {
+      SCOPED_TRACE(concat(shape[0], " x ", shape[1], " function ", int(function)));
+      const int64_t rows = shape[0], width = shape[1], n = rows * width, whole = 2 * width;
+      const bool none = function == GateFunction::none;
+      const Values x = random_values(DType::f32, n, "x"), dy = random_values(dtype(), n, "dy");
+      const Values gate = random_values(dtype(), n, "gate", 3);
+      const Values weight = random_values(dtype(), width, "weight");
+      const Owned hx = f64(shape, x), hw = f64({width}, weight), hy(DType::f64, shape);
+      const Owned hg = none ? Owned() : f64(shape, gate), hrstd(DType::f64, {rows});
+      const Owned hdx(DType::f64, shape), hdg = none ? Owned() : Owned(DType::f64, shape);
+      const Owned hdw = zeros(DType::f64, {width}), hdy = f64(shape, dy);
+      const Owned hsquares(DType::f64, {rows}), halong(DType::f64, {rows});
+      row_squares({hsquares, hx}, cpu_stream());
+      gated_norm_along({halong, hdy, hx, hg, hw, function}, cpu_stream());
+      gated_norm_forward({hy, hrstd, hx, hg, hw, function, 1e-5, hsquares, whole}, cpu_stream());
+      gated_norm_backward({hdx, hdg, hdw, hy, hdy, hx, hrstd, hg, hw, function, halong, whole},
+                          cpu_stream());
+      const auto got = twice([&] {
+        const OnDevice gx(DType::f32, shape, x), gw(dtype(), {width}, weight), gy(dtype(), shape);
+        const OnDevice gg(dtype(), shape, gate), grstd(DType::f32, {rows}), again(dtype(), shape);
+        const OnDevice gdx(dtype(), shape), gdg(dtype(), shape);
+        const OnDevice gdw = device_zeros(DType::f32, {width}), gdy(dtype(), shape, dy);
+        const OnDevice squares(DType::f32, {rows}), along(DType::f32, {rows});
+        const Tensor g = none ? Tensor{} : gg.view(), dg = none ? Tensor{} : gdg.view();
+        row_squares({squares, gx}, cuda_test_stream());
+        gated_norm_along({along, gdy, gx, g, gw, function}, cuda_test_stream());
+        gated_norm_forward({gy, grstd, gx, g, gw, function, 1e-5, squares, whole},
+                           cuda_test_stream());
+        gated_norm_backward({gdx, dg, gdw, again, gdy, gx, grstd, g, gw, function, along, whole},
+                            cuda_test_stream());
+        EXPECT_TRUE(same_bits(device_values(again), device_values(gy))) << "not forward's y";
+        return std::vector{device_values(gy),
+                           device_values(grstd),
+                           device_values(gdx),
+                           device_values(gdw),
+                           device_values(squares),
+                           device_values(along),
+                           none ? Values{} : device_values(gdg)};
+      });
+      expect_near(got[0], hy, tolerance_of(dtype()), "y");
+      expect_near(got[1], hrstd, 1e-5, "rstd");
+      expect_near(got[2], hdx, tolerance_of(dtype()), "dx");
+      expect_near(got[3], hdw, 1e-5, "dweight", 0.3);
+      expect_near(got[4], hsquares, 1e-5, "squares");
+      // A sum of terms of both signs: compared at the scale of the terms.
+      expect_near(got[5], halong, 1e-5, "along", std::sqrt(static_cast<double>(width)));
+      if (!none) expect_near(got[6], hdg, tolerance_of(dtype()), "dgate");
+    }
+  }
+}
+
 /// Parameters of bf16 with gradients of bf16, as a run without f32 sums has them.
 TEST_F(CudaTest, ParameterGradientsInBf16) {
   const Shape shape = {50, 24};

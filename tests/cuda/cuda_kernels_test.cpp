@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "src/kernels/loss.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "src/kernels/rope.hpp"
+#include "tests/cross_entropy_testing.hpp"
 #include "tests/cuda/cuda_testing.hpp"
 
 namespace weft {
@@ -191,25 +191,40 @@ TEST_P(CudaKernels, Embedding) {
     const Values dtable = random_values(DType::f32, vocab * width, "dtable");
     const Owned ht = from_values(DType::i32, {rows}, tokens), hy(DType::f64, {rows, width});
     const Owned hd = f64({vocab, width}, dtable);
-    embedding_forward({hy, f64({vocab, width}, table), ht}, cpu_stream());
+    embedding_forward({hy, f64({vocab, width}, table), ht, 0, vocab}, cpu_stream());
     embedding_backward({hd, f64({rows, width}, dy), ht}, cpu_stream());
     const auto got = twice([&] {
       const OnDevice gt(DType::i32, {rows}, tokens), gtable(dtype(), {vocab, width}, table);
       const OnDevice gy(dtype(), {rows, width}), gdy(dtype(), {rows, width}, dy);
       const OnDevice gd(DType::f32, {vocab, width}, dtable);
-      embedding_forward({gy, gtable, gt}, cuda_test_stream());
+      embedding_forward({gy, gtable, gt, 0, vocab}, cuda_test_stream());
       embedding_backward({gd, gdy, gt}, cuda_test_stream());
       return std::vector{device_values(gy), device_values(gd)};
     });
     EXPECT_EQ(got[0], values(hy));
     expect_near(got[1], hd, 1e-5, "dtable");
+    // Cut over two ranks: the rows of either and zeros, and the bits of the whole's gradient.
+    const int64_t cut = vocab / 3;
+    const OnDevice gt(DType::i32, {rows}, tokens), gtable(dtype(), {vocab, width}, table);
+    const OnDevice gdy(dtype(), {rows, width}, dy), gd(DType::f32, {vocab, width}, dtable);
+    Values sum(rows * width);
+    for (const auto& [begin, end] : {std::pair{int64_t{0}, cut}, {cut, vocab}}) {
+      const OnDevice gy(dtype(), {rows, width});
+      embedding_forward({gy, gtable.view().slice(0, begin, end), gt, begin, vocab},
+                        cuda_test_stream());
+      embedding_backward({gd.view().slice(0, begin, end), gdy, gt, begin}, cuda_test_stream());
+      const Values part = device_values(gy);
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    }
+    EXPECT_EQ(sum, got[0]);
+    EXPECT_TRUE(same_bits(device_values(gd), got[1]));
   }
 }
 
 TEST_F(CudaTest, EmbeddingOfAnUnknownTokenIsNan) {
   const OnDevice table(DType::f32, {2, 4}, Values(8, 1.0)), y(DType::f32, {3, 4});
   const OnDevice tokens(DType::i32, {3}, {1, 2, -1}), dtable = device_zeros(DType::f32, {2, 4});
-  embedding_forward({y, table, tokens}, cuda_test_stream());
+  embedding_forward({y, table, tokens, 0, 2}, cuda_test_stream());
   const Values got = device_values(y);
   EXPECT_EQ(Values(got.begin(), got.begin() + 4), Values(4, 1.0));
   EXPECT_TRUE(std::all_of(got.begin() + 4, got.end(), [](double v) { return std::isnan(v); }));
@@ -223,33 +238,49 @@ TEST_F(CudaTest, EmbeddingOfAnUnknownTokenIsNan) {
 TEST_P(CudaKernels, CrossEntropy) {
   for (const auto& [rows, vocab] : std::vector<std::pair<int64_t, int64_t>>{
            {0, 10}, {1, 1}, {5, 7}, {33, 1000}, {300, 512}, {20, 50257}, {9, 128256}}) {
-    SCOPED_TRACE(concat(rows, " x ", vocab));
-    const Values logits = random_values(dtype(), rows * vocab, "logits", 4);
-    Values labels = random_integers(rows, "labels", vocab);
-    for (size_t r = 2; r < labels.size(); r += 5) labels[r] = -1;
-    const Owned hl = f64({rows, vocab}, logits), hs = filled(DType::f64, {1}, 2.5);
-    cross_entropy({hs, hl, from_values(DType::i32, {rows}, labels), 0.125, true}, cpu_stream());
-    const auto got = twice([&] {
-      const OnDevice gl(dtype(), {rows, vocab}, logits), gt(DType::i32, {rows}, labels);
-      const OnDevice sum(DType::f64, {1}, {2.5}), only_sum(DType::f64, {1}, {2.5});
-      cross_entropy({only_sum, gl, gt, 0.125, false}, cuda_test_stream());
-      EXPECT_EQ(device_values(gl), logits) << "changed without a gradient";
-      cross_entropy({sum, gl, gt, 0.125, true}, cuda_test_stream());
-      return std::vector{device_values(gl), device_values(sum), device_values(only_sum)};
-    });
-    const double floor = vocab == 1 ? 0.125 : 0;  // p - 1 of the only token is 0
-    expect_near(got[0], hl, tolerance_of(dtype()), "gradient", floor);
-    expect_near(got[1], hs, 1e-6, "loss");
-    EXPECT_EQ(got[1], got[2]);
-    for (size_t r = 2; r < labels.size(); r += 5) EXPECT_EQ(got[0][r * vocab], 0);
+    for (const int ranks : {1, 2, 3, 8}) {
+      if (ranks > vocab) continue;
+      SCOPED_TRACE(concat(rows, " x ", vocab, " over ", ranks));
+      std::vector<int64_t> widths;
+      for (int p = 0; p < ranks; ++p) {
+        widths.push_back(vocab * (p + 1) / ranks - vocab * p / ranks);
+      }
+      const Values logits = random_values(dtype(), rows * vocab, "logits", 4);
+      Values labels = random_integers(rows, "labels", vocab);
+      for (size_t r = 2; r < labels.size(); r += 5) labels[r] = -1;
+      const Owned hl = f64({rows, vocab}, logits), hs = filled(DType::f64, {1}, 2.5);
+      const Owned statistics(DType::f64, {1, kRowStatistics, rows});
+      cross_entropy({hs, {hl}, statistics, from_values(DType::i32, {rows}, labels), 0.125},
+                    cpu_stream());
+      const auto got = twice([&] {
+        const OnDevice gl(dtype(), {rows, vocab}, logits), gt(DType::i32, {rows}, labels);
+        const OnDevice sum(DType::f64, {1}, {2.5}), only_sum(DType::f64, {1}, {2.5});
+        const OnDevice numbers(DType::f32, {ranks, kRowStatistics, rows});
+        const auto pieces = column_pieces(gl, widths);
+        cross_entropy({only_sum, pieces, numbers, gt, 0.125, false}, cuda_test_stream());
+        EXPECT_EQ(device_values(gl), logits) << "changed without a gradient";
+        cross_entropy({sum, pieces, numbers, gt, 0.125, true}, cuda_test_stream());
+        return std::vector{device_values(gl), device_values(sum), device_values(only_sum)};
+      });
+      const double floor = vocab == 1 ? 0.125 : 0;  // p - 1 of the only token is 0
+      // In bf16 the softmax of a part is rounded before that of all.
+      expect_near(got[0], hl, (ranks == 1 ? 1 : 2) * tolerance_of(dtype()), "gradient", floor);
+      expect_near(got[1], hs, 1e-6, "loss");
+      EXPECT_EQ(got[1], got[2]);
+      for (size_t r = 2; r < labels.size(); r += 5) EXPECT_EQ(got[0][r * vocab], 0);
+    }
   }
 }
 
 TEST_F(CudaTest, CrossEntropyOfALabelPastTheVocabularyIsNan) {
-  const OnDevice logits(DType::f32, {1, 3}, {1, 2, 3}), label(DType::i32, {1}, {3});
-  const OnDevice sum(DType::f64, {1}, {0});
-  cross_entropy({sum, logits, label}, cuda_test_stream());
-  EXPECT_TRUE(std::isnan(device_values(sum)[0]));
+  for (const std::vector<int64_t>& widths : {std::vector<int64_t>{3}, {1, 2}}) {
+    const OnDevice logits(DType::f32, {1, 3}, {1, 2, 3}), label(DType::i32, {1}, {3});
+    const OnDevice sum(DType::f64, {1}, {0});
+    const OnDevice statistics(DType::f32, {std::ssize(widths), kRowStatistics, 1});
+    cross_entropy({sum, column_pieces(logits, widths), statistics, label}, cuda_test_stream());
+    EXPECT_TRUE(std::isnan(device_values(sum)[0]));
+    for (const double gradient : device_values(logits)) EXPECT_TRUE(std::isnan(gradient));
+  }
 }
 
 // ---- Optimizer

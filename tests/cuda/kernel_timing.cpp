@@ -184,7 +184,7 @@ void time_rows(Bench& bench) {
   const Tensor tokens = bench.from(DType::i32, {kTokens}, ids);
   const Tensor table = bench.normals(kHalf, {kVocab, kWidth});
   const Tensor dtable = bench.zeros(DType::f32, {kVocab, kWidth});
-  bench.row("embedding_forward", embedding_forward, {y, table, tokens});
+  bench.row("embedding_forward", embedding_forward, {y, table, tokens, 0, kVocab});
   bench.row("embedding_backward, f32 table", embedding_backward, {dtable, y, tokens});
 }
 
@@ -269,8 +269,16 @@ void time_loss(Bench& bench) {
   std::vector<int32_t> labels(2048);
   for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<int32_t>(i * 61);
   const Tensor t = bench.from(DType::i32, {2048}, labels);
-  bench.row("cross_entropy, loss only", cross_entropy, {sum, logits, t, 1e-4, false});
-  bench.row("cross_entropy with gradient", cross_entropy, {sum, logits, t, 1e-4, true});
+  const Tensor one = bench.zeros(DType::f32, {kRowStatistics, 2048});
+  const Tensor two = bench.zeros(DType::f32, {2, kRowStatistics, 2048});
+  bench.row("cross_entropy_shard, loss only", cross_entropy_shard,
+            {one, logits, t, 0, kVocab, 1e-4, false});
+  bench.row("cross_entropy_shard with gradient", cross_entropy_shard,
+            {one, logits, t, 0, kVocab, 1e-4, true});
+  bench.row("cross_entropy_combine, one rank", cross_entropy_combine,
+            {sum, logits, one.reshape({1, kRowStatistics, 2048}), t, 0, 0, 1e-4, true});
+  bench.row("cross_entropy_combine, two ranks", cross_entropy_combine,
+            {sum, logits, two, t, 0, 0, 1e-4, true});
 }
 
 void time_optimizer(Bench& bench) {

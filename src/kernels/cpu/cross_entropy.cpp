@@ -7,42 +7,100 @@
 namespace weft::cpu {
 namespace {
 
-/// One row: its loss in f64, and the logits replaced by their gradient.
 template <class T>
-double row_loss(T* logits, int64_t vocab, int32_t label, T scale, bool gradient) {
-  const T most = max_of<T>(vocab, [&](int64_t i) { return logits[i]; });
-  const T target = logits[label];
+struct Statistics {
+  T largest, sum;
+};
+
+/// Of a row; with `gradient` it becomes scale x its softmax.
+template <class T>
+Statistics<T> statistics_of(T* logits, int64_t n, T scale, bool gradient) {
+  const T most = max_of<T>(n, [&](int64_t i) { return logits[i]; });
   if (!gradient) {
-    const T sum = sum_of<T>(vocab, [&](int64_t i) { return cpu::exp(logits[i] - most); });
-    return std::log(static_cast<double>(sum)) + (static_cast<double>(most) - target);
+    return {most, sum_of<T>(n, [&](int64_t i) { return cpu::exp(logits[i] - most); })};
   }
-  for (int64_t i = 0; i < vocab; ++i) logits[i] = cpu::exp(logits[i] - most);
-  const T sum = sum_of<T>(vocab, [&](int64_t i) { return logits[i]; });
+  for (int64_t i = 0; i < n; ++i) logits[i] = cpu::exp(logits[i] - most);
+  const T sum = sum_of<T>(n, [&](int64_t i) { return logits[i]; });
   const T factor = scale / sum;
-  for (int64_t i = 0; i < vocab; ++i) logits[i] *= factor;
-  logits[label] -= scale;
-  return std::log(static_cast<double>(sum)) + (static_cast<double>(most) - target);
+  for (int64_t i = 0; i < n; ++i) logits[i] *= factor;
+  return {most, sum};
+}
+
+/// A row as all ranks together have it.
+template <class T>
+struct WholeRow {
+  T largest, sum, target;
+};
+
+/// statistics: [ranks, 3, rows].
+template <class T>
+WholeRow<T> whole_row(const T* statistics, int64_t ranks, int64_t rows, int64_t row) {
+  const auto of = [&](int64_t rank, int64_t which) {
+    return statistics[(rank * kRowStatistics + which) * rows + row];
+  };
+  WholeRow<T> whole{-INFINITY, 0, 0};
+  for (int64_t p = 0; p < ranks; ++p) whole.largest = std::max(whole.largest, of(p, 0));
+  for (int64_t p = 0; p < ranks; ++p) {
+    whole.sum += of(p, 1) * std::exp(of(p, 0) - whole.largest);
+    whole.target += of(p, 2);
+  }
+  return whole;
 }
 
 }  // namespace
 
-void cross_entropy(const CrossEntropyArgs& args) {
+void cross_entropy_shard(const CrossEntropyShardArgs& args) {
   visit_float(args.logits.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const int64_t vocab = args.logits.dim(1);
+    const int64_t rows = args.logits.dim(0), width = args.logits.dim(1);
     const int32_t* labels = args.labels.as<int32_t>();
-    double sum = 0;
-    for (int64_t r = 0; r < args.logits.dim(0); ++r) {
+    T* largest = args.statistics.as<T>();
+    T* sum = largest + rows;
+    T* target = sum + rows;
+    for (int64_t r = 0; r < rows; ++r) {
       T* logits = args.logits.as<T>() + r * args.logits.stride[0];
+      largest[r] = sum[r] = target[r] = 0;
       if (labels[r] < 0) {
-        if (args.gradient) std::fill_n(logits, vocab, T(0));
+        if (args.gradient) std::fill_n(logits, width, T(0));
         continue;
       }
-      WEFT_REQUIRE(labels[r] < vocab, ExitCode::data, "token id ", labels[r],
-                   " is outside the vocabulary of ", vocab);
-      sum += row_loss(logits, vocab, labels[r], static_cast<T>(args.scale), args.gradient);
+      WEFT_REQUIRE(labels[r] < args.vocab, ExitCode::data, "token id ", labels[r],
+                   " is outside the vocabulary of ", args.vocab);
+      const int64_t at = labels[r] - args.vocab_begin;
+      if (at >= 0 && at < width) target[r] = logits[at];
+      const auto own = statistics_of(logits, width, static_cast<T>(args.scale), args.gradient);
+      largest[r] = own.largest;
+      sum[r] = own.sum;
     }
-    args.loss_sum.as<double>()[0] += sum;
+  });
+}
+
+void cross_entropy_combine(const CrossEntropyCombineArgs& args) {
+  visit_float(args.logits.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = args.logits.dim(0), width = args.logits.dim(1);
+    const int32_t* labels = args.labels.as<int32_t>();
+    const T* own = args.statistics.as<T>() + args.rank * kRowStatistics * rows;
+    const T scale = static_cast<T>(args.scale);
+    double loss = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (labels[r] < 0) continue;
+      const auto whole = whole_row(args.statistics.as<T>(), args.statistics.dim(0), rows, r);
+      loss += std::log(static_cast<double>(whole.sum)) +
+              (static_cast<double>(whole.largest) - whole.target);
+      if (!args.gradient) continue;
+      T* logits = args.logits.as<T>() + r * args.logits.stride[0];
+      // From the softmax of the own logits to that of all.
+      const T share = own[rows + r] * std::exp(own[r] - whole.largest) / whole.sum;
+      if (share != 1) {
+        for (int64_t i = 0; i < width; ++i) logits[i] *= share;
+      }
+      const int64_t at = labels[r] - args.vocab_begin;
+      if (at >= 0 && at < width) {
+        logits[at] = std::exp(whole.target - whole.largest) * (scale / whole.sum) - scale;
+      }
+    }
+    if (args.loss_sum) args.loss_sum.as<double>()[0] += loss;
   });
 }
 

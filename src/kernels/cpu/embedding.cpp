@@ -3,23 +3,22 @@
 #include "src/kernels/pointwise.hpp"
 
 namespace weft::cpu {
-namespace {
-
-int64_t checked(int32_t token, const Tensor& table) {
-  WEFT_REQUIRE(token >= 0 && token < table.dim(0), ExitCode::data, "token id ", token,
-               " is outside the vocabulary of ", table.dim(0));
-  return token;
-}
-
-}  // namespace
 
 void embedding_forward(const EmbeddingArgs& args) {
   visit_float(args.y.dtype, [&](auto zero) {
     using T = decltype(zero);
     const int32_t* tokens = args.tokens.as<int32_t>();
+    const int64_t width = args.y.dim(1);
     for (int64_t r = 0; r < args.y.dim(0); ++r) {
-      const T* row = args.table.as<T>() + checked(tokens[r], args.table) * args.table.stride[0];
-      std::copy_n(row, args.y.dim(1), args.y.as<T>() + r * args.y.stride[0]);
+      WEFT_REQUIRE(tokens[r] >= 0 && tokens[r] < args.vocab, ExitCode::data, "token id ", tokens[r],
+                   " is outside the vocabulary of ", args.vocab);
+      T* y = args.y.as<T>() + r * args.y.stride[0];
+      const int64_t row = tokens[r] - args.vocab_begin;
+      if (row >= 0 && row < args.table.dim(0)) {
+        std::copy_n(args.table.as<T>() + row * args.table.stride[0], width, y);
+      } else {
+        std::fill_n(y, width, T(0));
+      }
     }
   });
 }
@@ -29,9 +28,11 @@ void embedding_backward(const EmbeddingGradArgs& args) {
     using T = decltype(zero);
     const int32_t* tokens = args.tokens.as<int32_t>();
     for (int64_t r = 0; r < args.dy.dim(0); ++r) {
-      T* row = args.dtable.as<T>() + checked(tokens[r], args.dtable) * args.dtable.stride[0];
+      const int64_t row = tokens[r] - args.vocab_begin;
+      if (row < 0 || row >= args.dtable.dim(0)) continue;
+      T* sum = args.dtable.as<T>() + row * args.dtable.stride[0];
       const T* dy = args.dy.as<T>() + r * args.dy.stride[0];
-      for (int64_t c = 0; c < args.dy.dim(1); ++c) row[c] += dy[c];
+      for (int64_t c = 0; c < args.dy.dim(1); ++c) sum[c] += dy[c];
     }
   });
 }

@@ -12,21 +12,27 @@ namespace {
 
 constexpr int kThreads = 256;
 
+/// The rows of a table that tokens name.
+struct Table {
+  const int32_t* tokens;
+  int64_t begin, rows;  // tokens [begin, begin + rows) have one
+  int64_t vocab, stride;
+};
+
 /// An id outside the vocabulary reads as NaN: the loss and the gradient norm show it.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads)
-    gather(T* y, const T* table, const int32_t* tokens, int64_t rows, int64_t width, int64_t vocab,
-           int64_t y_stride, int64_t table_stride) {
+    gather(T* y, const T* table, const Table a, int64_t rows, int64_t width, int64_t y_stride) {
   const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (r >= rows) return;
-  const int64_t token = tokens[r];
-  const bool known = token >= 0 && token < vocab;
+  const int64_t token = a.tokens[r], row = token - a.begin;
+  const bool known = token >= 0 && token < a.vocab, own = row >= 0 && row < a.rows;
   for (int64_t c = static_cast<int64_t>(threadIdx.x) * W; c < width; c += blockDim.x * W) {
     Pack<T, W> pack;
-    if (known) {
-      pack = *reinterpret_cast<const Pack<T, W>*>(table + token * table_stride + c);
+    if (known && own) {
+      pack = load_pack<W>(table + row * a.stride + c);
     } else {
-      for (T& value : pack.value) value = from_float<T>(NAN);
+      for (T& value : pack.value) value = from_float<T>(known ? 0.0f : NAN);
     }
     *reinterpret_cast<Pack<T, W>*>(y + r * y_stride + c) = pack;
   }
@@ -44,9 +50,16 @@ struct Runs {
   const int32_t* ids;   // sorted
   const int32_t* rows;  // where each came from
   float* partial;
-  int64_t n, width, vocab, tile;
+  int64_t n, width, tile;
+  int64_t vocab_begin, table_rows;
 
   __device__ bool continues(int64_t p) const { return p > 0 && ids[p - 1] == ids[p]; }
+
+  /// The row of dtable that an id has; -1 for an id of other ranks' rows.
+  __device__ int64_t row_of(int64_t id) const {
+    const int64_t row = id - vocab_begin;
+    return row >= 0 && row < table_rows ? row : -1;
+  }
 
   /// Where the run at p ends, at most at `end`.
   __device__ int64_t end_of_run(int64_t p, int64_t end) const {
@@ -87,7 +100,8 @@ __global__ void __launch_bounds__(kThreads)
   const bool continued = runs.continues(begin);
   if (continued && begin % runs.tile != 0) return;  // inside a piece
   const int64_t id = runs.ids[begin];
-  if (id < 0 || id >= runs.vocab) return;
+  const int64_t row = runs.row_of(id);
+  if (row < 0) return;
   const int64_t tile = begin / runs.tile;
   const int64_t tile_end = min((tile + 1) * runs.tile, runs.n);
   const int64_t end = runs.end_of_run(begin, tile_end);
@@ -105,7 +119,7 @@ __global__ void __launch_bounds__(kThreads)
     if (cut) {
       put<false>(partial + c, sum);
     } else {
-      put<true>(dtable + id * table_stride + c, sum);
+      put<true>(dtable + row * table_stride + c, sum);
     }
   }
 }
@@ -116,9 +130,9 @@ __global__ void __launch_bounds__(kThreads)
     add_cut_runs(G* dtable, Runs runs, int64_t table_stride) {
   const int64_t next = (blockIdx.x + int64_t{1}) * runs.tile;
   if (next >= runs.n || !runs.continues(next)) return;
-  const int64_t id = runs.ids[next];
+  const int64_t id = runs.ids[next], row = runs.row_of(id);
   const int64_t begin = blockIdx.x * runs.tile;
-  if (id < 0 || id >= runs.vocab || (runs.ids[begin] == id && runs.continues(begin))) return;
+  if (row < 0 || (runs.ids[begin] == id && runs.continues(begin))) return;
   const int64_t c = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
   if (c >= runs.width) return;
   const int64_t last = (runs.end_of_run(next, runs.n) - 1) / runs.tile;
@@ -127,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t tile = next / runs.tile; tile <= last; ++tile) {
     sum += runs.partial[2 * tile * runs.width + c];
   }
-  G& out = dtable[id * table_stride + c];
+  G& out = dtable[row * table_stride + c];
   out = from_float<G>(to_float(out) + sum);
 }
 
@@ -141,7 +155,10 @@ int64_t tile_of(int64_t n, int64_t width) {
 }
 
 Runs sort_tokens(const EmbeddingGradArgs& args, CudaStream& stream) {
-  Runs runs{.n = args.dy.dim(0), .width = args.dy.dim(1), .vocab = args.dtable.dim(0)};
+  Runs runs{.n = args.dy.dim(0),
+            .width = args.dy.dim(1),
+            .vocab_begin = args.vocab_begin,
+            .table_rows = args.dtable.dim(0)};
   runs.tile = tile_of(runs.n, runs.width);
   const int32_t* tokens = elements<int32_t>(args.tokens);
   int32_t *ids = nullptr, *rows = nullptr, *numbers = nullptr;
@@ -174,6 +191,11 @@ Runs sort_tokens(const EmbeddingGradArgs& args, CudaStream& stream) {
 void embedding_forward(const EmbeddingArgs& args, Stream& stream) {
   const int64_t rows = args.y.dim(0), width = args.y.dim(1);
   if (args.y.numel() == 0) return;
+  const Table table{.tokens = elements<int32_t>(args.tokens),
+                    .begin = args.vocab_begin,
+                    .rows = args.table.dim(0),
+                    .vocab = args.vocab,
+                    .stride = args.table.stride[0]};
   visit_element(args.y.dtype, [&](auto zero) {
     using T = decltype(zero);
     with_width<T>(rows_in_packs(width, {&args.y, &args.table}), [&](auto w) {
@@ -181,8 +203,7 @@ void embedding_forward(const EmbeddingArgs& args, Stream& stream) {
       const unsigned across = ceil_div(width, W) > kWarp * 4 ? kWarp * 8 : kWarp;
       const dim3 block(across, kThreads / across);
       gather<T, W><<<grid_of(ceil_div(rows, block.y)), block, 0, native(stream)>>>(
-          elements<T>(args.y), elements<T>(args.table), elements<int32_t>(args.tokens), rows, width,
-          args.table.dim(0), args.y.stride[0], args.table.stride[0]);
+          elements<T>(args.y), elements<T>(args.table), table, rows, width, args.y.stride[0]);
     });
   });
   WEFT_CALL(cudaGetLastError());

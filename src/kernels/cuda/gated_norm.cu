@@ -43,10 +43,17 @@ __device__ float output_of(float unit, float weight, float gate) {
   return unit * weight * gate;
 }
 
+/// Sums over wholes of which the rows are parts, where they are.
+struct Whole {
+  const float* sums;  // [rows], or null: rows are whole
+  float width;        // of a whole
+};
+
+/// `squares`: of x.
 template <GateFunction function, class T, int W>
 __global__ void __launch_bounds__(kRowThreads)
-    forward(T* y, float* rstd, const float* x, const T* gate, const T* weight, int64_t rows,
-            int width, float eps) {
+    forward(T* y, float* rstd, const float* x, const T* gate, const T* weight, Whole squares,
+            int64_t rows, int width, float eps) {
   constexpr int kHeld = kForwardHeld;
   __shared__ float shared[kRowWarps];
   const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -61,19 +68,23 @@ __global__ void __launch_bounds__(kRowThreads)
     xs[i] = load_pack<W>(x + start + first + i * step);
     gates[i] = load_gate<function, W>(gate + start + first + i * step);
   }
-  float sum = 0;
-  const auto add_squares = [&](const Pack<float, W>& pack) {
+  const auto own_squares = [&] {
+    float sum = 0;
+    const auto add_squares = [&](const Pack<float, W>& pack) {
 #pragma unroll
-    for (const float value : pack.value) sum += value * value;
+      for (const float value : pack.value) sum += value * value;
+    };
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      if (first + i * step < end) add_squares(xs[i]);
+    }
+    for (int c = first + kHeld * step; c < end; c += step) {
+      add_squares(load_pack<W>(x + start + c));
+    }
+    return team_sum(sum, shared);
   };
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    if (first + i * step < end) add_squares(xs[i]);
-  }
-  for (int c = first + kHeld * step; c < end; c += step) {
-    add_squares(load_pack<W>(x + start + c));
-  }
-  const float scale = 1.0f / sqrtf(team_sum(sum, shared) / width + eps);
+  const float total = squares.sums != nullptr ? squares.sums[r < rows ? r : 0] : own_squares();
+  const float scale = 1.0f / sqrtf(total / squares.width + eps);
   if (threadIdx.x == 0 && r < rows) rstd[r] = scale;
   const auto write = [&](int c, const Pack<float, W>& values, const Pack<T, W>& g) {
     float w[W], out[W];
@@ -94,6 +105,69 @@ __global__ void __launch_bounds__(kRowThreads)
   }
 }
 
+/// What W elements of a row add to its sum of dy weight f(gate) x.
+template <GateFunction function, class T, int W>
+__device__ float along_of(const T* weight, const Pack<T, W>& dy, const Pack<float, W>& x,
+                          const Pack<T, W>& gate) {
+  float w[W], sum = 0;
+  load<W>(weight, w);
+#pragma unroll
+  for (int j = 0; j < W; ++j) {
+    const float f = value_of<function>(to_float(gate.value[j])).value;
+    sum += to_float(dy.value[j]) * w[j] * f * x.value[j];
+  }
+  return sum;
+}
+
+/// sums[r] = the sum over the columns c of f(start of row r, c), which adds up W of them.
+template <int W, class F>
+__global__ void __launch_bounds__(kRowThreads) sum_rows(float* sums, int64_t rows, int width, F f) {
+  __shared__ float shared[kRowWarps];
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int end = r < rows ? width : 0;  // all threads reach the barriers
+  const int step = static_cast<int>(blockDim.x) * W;
+  float sum = 0;
+#pragma unroll 4
+  for (int c = static_cast<int>(threadIdx.x) * W; c < end; c += step) sum += f(r * width, c);
+  const float total = team_sum(sum, shared);
+  if (threadIdx.x == 0 && r < rows) sums[r] = total;
+}
+
+template <int W>
+struct Squares {
+  const float* x;
+
+  __device__ float operator()(int64_t start, int c) const {
+    const Pack<float, W> pack = load_pack<W>(x + start + c);
+    float sum = 0;
+#pragma unroll
+    for (const float value : pack.value) sum += value * value;
+    return sum;
+  }
+};
+
+template <GateFunction function, class T, int W>
+struct Along {
+  const T* dy;
+  const float* x;
+  const T* gate;
+  const T* weight;
+
+  __device__ float operator()(int64_t start, int c) const {
+    return along_of<function>(weight + c, load_pack<W>(dy + start + c), load_pack<W>(x + start + c),
+                              load_gate<function, W>(gate + start + c));
+  }
+};
+
+template <int W, class F>
+void launch_sum_rows(const Tensor& sums, int64_t width, const F& f, Stream& stream) {
+  const int64_t rows = sums.dim(0);
+  const dim3 block = team_block(ceil_div(width, W), kForwardHeld);
+  sum_rows<W><<<grid_of(ceil_div(rows, block.y)), block, 0, native(stream)>>>(
+      elements<float>(sums), rows, static_cast<int>(width), f);
+  WEFT_CALL(cudaGetLastError());
+}
+
 template <class T>
 struct BackwardRows {
   T* dx;  // may be dy: a thread reads an element of dy before it writes that of dx
@@ -104,6 +178,7 @@ struct BackwardRows {
   const float* rstd;
   const T* gate;
   const T* weight;
+  Whole along;  // of dy weight f(gate) x
 };
 
 /// Every teams-th row a team; and what a block's rows add to dweight, into its row of `partial`
@@ -136,28 +211,24 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       xs[i] = load_pack<W>(at.x + start + c);
       gates[i] = load_gate<function, W>(at.gate + start + c);
     }
-    float sum = 0;
-    const auto add_along = [&](int c, const Pack<T, W>& d, const Pack<float, W>& v,
-                               const Pack<T, W>& g) {
-      float w[W];
-      load<W>(at.weight + c, w);
+    const auto own_along = [&] {
+      float sum = 0;
 #pragma unroll
-      for (int j = 0; j < W; ++j) {
-        const float f = value_of<function>(to_float(g.value[j])).value;
-        sum += to_float(d.value[j]) * w[j] * f * v.value[j];
+      for (int i = 0; i < kHeld; ++i) {
+        if (first + i * step >= end) continue;
+        sum += along_of<function>(at.weight + first + i * step, dys[i], xs[i], gates[i]);
       }
+      for (int c = first + kHeld * step; c < end; c += step) {
+        sum += along_of<function>(at.weight + c, load_pack<W>(at.dy + start + c),
+                                  load_pack<W>(at.x + start + c),
+                                  load_gate<function, W>(at.gate + start + c));
+      }
+      return team_sum(sum, shared);
     };
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (first + i * step < end) add_along(first + i * step, dys[i], xs[i], gates[i]);
-    }
-    for (int c = first + kHeld * step; c < end; c += step) {
-      add_along(c, load_pack<W>(at.dy + start + c), load_pack<W>(at.x + start + c),
-                load_gate<function, W>(at.gate + start + c));
-    }
     // The norm removes what points along x.
     const float scale = at.rstd[r];
-    const float shrink = team_sum(sum, shared) * scale * scale / width;
+    const float along = at.along.sums != nullptr ? at.along.sums[r] : own_along();
+    const float shrink = along * scale * scale / at.along.width;
     const auto finish = [&](int c, const Pack<T, W>& d, const Pack<float, W>& v,
                             const Pack<T, W>& g, float* dweight) {
       float w[W], dx[W], dgate[W], y[W];
@@ -224,6 +295,10 @@ T* elements_or_null(const Tensor& t) {
   return t ? elements<T>(t) : nullptr;
 }
 
+Whole whole_of(const Tensor& sums, int64_t whole, int64_t width) {
+  return {elements_or_null<float>(sums), static_cast<float>(sums ? whole : width)};
+}
+
 }  // namespace
 
 void gated_norm_forward(const GatedNormArgs& args, Stream& stream) {
@@ -238,7 +313,8 @@ void gated_norm_forward(const GatedNormArgs& args, Stream& stream) {
     forward<decltype(function)::value, T, W>
         <<<grid_of(ceil_div(rows, block.y)), block, 0, native(stream)>>>(
             elements<T>(args.y), elements<float>(args.rstd), elements<float>(args.x),
-            elements_or_null<T>(args.gate), elements<T>(args.weight), rows, static_cast<int>(width),
+            elements_or_null<T>(args.gate), elements<T>(args.weight),
+            whole_of(args.squares, args.whole, width), rows, static_cast<int>(width),
             static_cast<float>(args.eps));
   });
   WEFT_CALL(cudaGetLastError());
@@ -257,14 +333,44 @@ void gated_norm_backward(const GatedNormGradArgs& args, Stream& stream) {
     const int64_t blocks = block_count(rows, width, block.y);
     float* partial = reinterpret_cast<float*>(
         cuda_stream(stream).workspace(blocks * width * static_cast<int64_t>(sizeof(float))));
-    const BackwardRows<T> at{
-        elements<T>(args.dx),           elements_or_null<T>(args.dgate), elements<T>(args.y),
-        elements<T>(args.dy),           elements<float>(args.x),         elements<float>(args.rstd),
-        elements_or_null<T>(args.gate), elements<T>(args.weight)};
+    const BackwardRows<T> at{elements<T>(args.dx),
+                             elements_or_null<T>(args.dgate),
+                             elements<T>(args.y),
+                             elements<T>(args.dy),
+                             elements<float>(args.x),
+                             elements<float>(args.rstd),
+                             elements_or_null<T>(args.gate),
+                             elements<T>(args.weight),
+                             whole_of(args.along, args.whole, width)};
     backward<decltype(function)::value, T, W>
         <<<grid_of(blocks), block, 0, native(stream)>>>(at, partial, rows, static_cast<int>(width));
     WEFT_CALL(cudaGetLastError());
     add_column_sums(args.dweight, {partial, blocks, width, width}, stream);
+  });
+}
+
+void row_squares(const RowSquaresArgs& args, Stream& stream) {
+  const int64_t rows = args.x.dim(0), width = args.x.dim(1);
+  if (rows == 0) return;
+  WEFT_CHECK(width <= kMostRowWidth, "rows of ", width);
+  with_width<float>(rows_in_packs(width, {&args.x}), [&](auto w) {
+    constexpr int W = decltype(w)::value;
+    launch_sum_rows<W>(args.squares, width, Squares<W>{elements<float>(args.x)}, stream);
+  });
+}
+
+void gated_norm_along(const GatedNormAlongArgs& args, Stream& stream) {
+  const int64_t rows = args.x.dim(0), width = args.x.dim(1);
+  if (rows == 0) return;
+  WEFT_CHECK(width <= kMostRowWidth, "rows of ", width);
+  const bool packs = rows_in_packs(width, {&args.dy, &args.x, &args.gate, &args.weight});
+  visit_rows(args.function, args.dy.dtype, packs, [&](auto function, auto zero, auto w) {
+    using T = decltype(zero);
+    constexpr int W = decltype(w)::value;
+    constexpr GateFunction kFunction = decltype(function)::value;
+    const Along<kFunction, T, W> along{elements<T>(args.dy), elements<float>(args.x),
+                                       elements_or_null<T>(args.gate), elements<T>(args.weight)};
+    launch_sum_rows<W>(args.along, width, along, stream);
   });
 }
 

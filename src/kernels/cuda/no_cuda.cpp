@@ -35,8 +35,11 @@ void attention_delta(const AttentionDeltaArgs&, Stream&) {
 void attention_backward(const AttentionBackwardArgs&, Stream&) {
   refuse("attention_backward");
 }
-void cross_entropy(const CrossEntropyArgs&, Stream&) {
-  refuse("cross_entropy");
+void cross_entropy_shard(const CrossEntropyShardArgs&, Stream&) {
+  refuse("cross_entropy_shard");
+}
+void cross_entropy_combine(const CrossEntropyCombineArgs&, Stream&) {
+  refuse("cross_entropy_combine");
 }
 void matmul(const MatmulArgs&, Stream&) {
   refuse("matmul");
@@ -130,6 +133,12 @@ void gated_norm_forward(const GatedNormArgs&, Stream&) {
 }
 void gated_norm_backward(const GatedNormGradArgs&, Stream&) {
   refuse("gated_norm_backward");
+}
+void row_squares(const RowSquaresArgs&, Stream&) {
+  refuse("row_squares");
+}
+void gated_norm_along(const GatedNormAlongArgs&, Stream&) {
+  refuse("gated_norm_along");
 }
 void short_convolution_forward(const ShortConvolutionArgs&, Stream&) {
   refuse("short_convolution_forward");
