@@ -50,7 +50,9 @@ void MetricsWriter::write_json(const StepMetrics& m) {
                                        {"host_waits", m.host_waits},
                                        {"bytes", m.bytes},
                                        {"peak_bytes", m.peak_bytes},
-                                       {"peak_rss_bytes", m.peak_rss_bytes}};
+                                       {"peak_rss_bytes", m.peak_rss_bytes},
+                                       {"card_bytes", m.card_bytes},
+                                       {"predicted_card_bytes", m.predicted_card_bytes}};
   file_ << line.dump() << std::endl;  // flushed: a killed run keeps its history
   WEFT_REQUIRE(file_, ExitCode::io, path_, ": cannot be written");
 }

@@ -25,6 +25,8 @@ struct StepMetrics {
   std::map<std::string, int64_t> bytes;  // sent by rank 0, by group
   int64_t peak_bytes = 0;                // of rank 0's arenas
   int64_t peak_rss_bytes = 0;            // of rank 0's process, libraries and all
+  int64_t card_bytes = 0;                // in use on rank 0's GPU at the end of the step
+  int64_t predicted_card_bytes = 0;      // before the first
 
   double tokens_per_s() const { return step_s > 0 ? static_cast<double>(tokens) / step_s : 0; }
 };

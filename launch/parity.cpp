@@ -31,7 +31,7 @@ double error_of(const std::vector<double>& got, const std::vector<double>& refer
   return off == 0 ? 0.0 : off / scale;
 }
 
-/// The distance to the next number of the parameter's type.
+/// The distance to the next number of the type that a parameter is updated in.
 double spacing(double value, DType dtype) {
   const double size = std::abs(value);
   return dtype == DType::f64 ? std::nextafter(size, INFINITY) - size
@@ -78,8 +78,7 @@ bool is_backward(const std::string& name) {
 /// Collects errors in the order in which a step computes, and what they add up to.
 class Comparison {
  public:
-  Comparison(const Config& config, ParityReport& report)
-      : tolerance_(parity_tolerance(config.train.precision)), report_(report) {
+  Comparison(const Config& config, ParityReport& report) : report_(report) {
     report_.rows.push_back({.layer = "embedding"});
     for (int64_t i = 0; i < config.model.num_hidden_layers; ++i) {
       report_.rows.push_back({.layer = concat("layers.", i)});
@@ -88,81 +87,155 @@ class Comparison {
   }
 
   /// `tensor` of the layer's row is off by `error`; `largest` keeps the maximum of its kind.
-  void add(const std::string& tensor, double error, double ParityReport::Row::*column,
-           double& largest) {
+  void add(const std::string& tensor, double error, double tolerance,
+           double ParityReport::Row::*column, double& largest) {
     const std::string layer = layer_of(tensor);
     for (ParityReport::Row& row : report_.rows) {
       if (row.layer == layer) row.*column = std::max(row.*column, error);
     }
-    note(layer, tensor, error, largest);
+    note(layer, tensor, error, tolerance, largest);
   }
 
-  void note(const std::string& layer, const std::string& tensor, double error, double& largest) {
+  void note(const std::string& layer, const std::string& tensor, double error, double tolerance,
+            double& largest) {
     largest = std::max(largest, error);
-    if (error > worst_) {
-      worst_ = error;
+    if (error / tolerance > worst_) {
+      worst_ = error / tolerance;
       report_.worst = tensor;
     }
-    if (error > tolerance_ && report_.first.empty()) {
+    if (!(error <= tolerance) && report_.first.empty()) {
       report_.first = layer;
       report_.first_tensor = tensor;
     }
   }
 
  private:
-  double tolerance_;
-  double worst_ = -1;
+  double worst_ = -1;  // of errors over tolerances
   ParityReport& report_;
 };
 
-/// The mixer of one layer, from the q, k, v and dout that the run itself had.
-void compare_with_oracle(const Config& config, const SampleSource& source, int64_t layer,
-                         const Recording& run, Comparison& comparison, ParityReport& report) {
-  for (const OracleValue& value : mixer_oracle(config, source, layer, run)) {
-    comparison.add(value.name + " against the oracle",
-                   error_of(*value.recorded, value.expected, value.floor),
-                   &ParityReport::Row::oracle, report.oracle);
-  }
-}
+/// Two recordings and how far their tensors may differ.
+class RunPair {
+ public:
+  RunPair(const Config& config, const Recording& reference, const Recording& run,
+          const Recording* exact, ParityReport& report)
+      : config_(config),
+        reference_(reference),
+        run_(run),
+        exact_(exact),
+        comparison_(config, report),
+        report_(report) {}
 
-void compare_activations(const std::vector<Entry>& reference, const std::vector<Entry>& run,
-                         bool backward, Comparison& comparison, ParityReport& report) {
-  const double floor = 1e-6 * rms_of_all(reference);
-  for (const Entry& entry : reference) {
-    if (is_backward(entry.name) != backward) continue;
-    const Entry* got = Recording::find(run, entry.name);
-    comparison.add(entry.name, got ? error_of(got->values, entry.values, floor) : INFINITY,
-                   backward ? &ParityReport::Row::backward : &ParityReport::Row::forward,
-                   report.activation);
+  void compare(const SampleSource& source) {
+    compare_activations(/*backward=*/false);
+    compare_loss(0);
+    compare_activations(/*backward=*/true);
+    for (int64_t layer = 0; layer < config_.model.num_hidden_layers; ++layer) {
+      compare_with_oracle(source, layer);
+    }
+    for (size_t step = 0; step < reference_.losses.size(); ++step) {
+      if (step > 0) compare_loss(step);
+      compare_gradients(step);
+      compare_updates(step);
+    }
   }
-}
 
-void compare_gradients(const std::vector<Entry>& reference, const std::vector<Entry>& run,
-                       Comparison& comparison, ParityReport& report) {
-  const std::vector<double> errors = gradient_errors(reference, run);
-  for (size_t i = 0; i < reference.size(); ++i) {
-    comparison.add(reference[i].name, errors[i], &ParityReport::Row::gradient, report.grad);
+ private:
+  /// Of a value whose reference is off from the exact one by so much; see parity_tolerance.
+  double tolerance(double reference_error) const {
+    const double least = parity_tolerance(config_.train.precision);
+    return exact_ == nullptr ? least : std::max(least, 2 * reference_error);
   }
-}
 
-void compare_updates(const Config& config, const Recording& reference, const Recording& run,
-                     size_t step, Comparison& comparison, ParityReport& report) {
-  const std::vector<Entry> expected = updates_of(reference, step), got = updates_of(run, step);
-  const double floor = 1e-6 * rms_of_all(expected);
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const std::vector<double>& wanted = expected[i].values;
-    report.param_stored = std::max(report.param_stored, error_of(got[i].values, wanted, floor));
-    const std::vector<double> computed = without_storage_rounding(
-        got[i].values, wanted, reference.parameters[step + 1][i].values, config.train.precision);
-    comparison.add(expected[i].name, error_of(computed, wanted, floor), &ParityReport::Row::update,
-                   report.param);
+  /// The same for one of the tensors of a kind.
+  double tolerance(const std::vector<Entry>& reference, const std::vector<Entry>* exact,
+                   const std::string& name, double floor) const {
+    if (exact == nullptr) return tolerance(0);
+    const Entry* found = Recording::find(*exact, name);
+    WEFT_CHECK(found != nullptr, name, " is not in the exact run");
+    return tolerance(error_of(Recording::find(reference, name)->values, found->values, floor));
   }
-}
+
+  void compare_activations(bool backward) {
+    const double floor = 1e-6 * rms_of_all(reference_.activations);
+    for (const Entry& entry : reference_.activations) {
+      if (is_backward(entry.name) != backward) continue;
+      const Entry* got = Recording::find(run_.activations, entry.name);
+      comparison_.add(entry.name, got ? error_of(got->values, entry.values, floor) : INFINITY,
+                      tolerance(reference_.activations, exact_ ? &exact_->activations : nullptr,
+                                entry.name, floor),
+                      backward ? &ParityReport::Row::backward : &ParityReport::Row::forward,
+                      report_.activation);
+    }
+  }
+
+  void compare_loss(size_t step) {
+    const double reference = reference_.losses[step];
+    comparison_.note(
+        "head", concat("loss of step ", step), loss_error(reference, run_.losses[step]),
+        tolerance(exact_ ? loss_error(exact_->losses[step], reference) : 0), report_.loss);
+  }
+
+  /// The mixer of one layer, from the q, k, v and dout that the run itself had.
+  void compare_with_oracle(const SampleSource& source, int64_t layer) {
+    for (const OracleValue& value : mixer_oracle(config_, source, layer, run_)) {
+      comparison_.add(value.name + " against the oracle",
+                      error_of(*value.recorded, value.expected, value.floor),
+                      oracle_tolerance(config_.train.precision), &ParityReport::Row::oracle,
+                      report_.oracle);
+    }
+  }
+
+  void compare_gradients(size_t step) {
+    const std::vector<Entry>& reference = reference_.gradients[step];
+    const std::vector<double> errors = gradient_errors(reference, run_.gradients[step]);
+    std::vector<double> from_exact(errors.size());
+    if (exact_) from_exact = gradient_errors(exact_->gradients[step], reference);
+    for (size_t i = 0; i < reference.size(); ++i) {
+      comparison_.add(reference[i].name, errors[i], tolerance(from_exact[i]),
+                      &ParityReport::Row::gradient, report_.grad);
+    }
+  }
+
+  void compare_updates(size_t step) {
+    const std::vector<Entry> expected = updates_of(reference_, step), got = updates_of(run_, step);
+    const std::vector<Entry> exact = exact_ ? updates_of(*exact_, step) : std::vector<Entry>{};
+    const double floor = 1e-6 * rms_of_all(expected);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const std::vector<double>& wanted = expected[i].values;
+      report_.param_stored = std::max(report_.param_stored, error_of(got[i].values, wanted, floor));
+      const std::vector<double> computed =
+          without_storage_rounding(got[i].values, wanted, reference_.parameters[step + 1][i].values,
+                                   config_.train.precision);
+      comparison_.add(expected[i].name, error_of(computed, wanted, floor),
+                      tolerance(expected, exact_ ? &exact : nullptr, expected[i].name, floor),
+                      &ParityReport::Row::update, report_.param);
+    }
+  }
+
+  const Config& config_;
+  const Recording& reference_;
+  const Recording& run_;
+  const Recording* exact_;
+  Comparison comparison_;
+  ParityReport& report_;
+};
 
 }  // namespace
 
 double parity_tolerance(DType dtype) {
-  return dtype == DType::f64 ? 1e-11 : 1e-4;
+  switch (dtype) {
+    case DType::f64:
+      return 1e-11;
+    case DType::bf16:
+      return 0x1p-8;
+    default:
+      return 1e-4;
+  }
+}
+
+double oracle_tolerance(DType dtype) {
+  return dtype == DType::bf16 ? 8e-3 : parity_tolerance(dtype);
 }
 
 double loss_error(double reference, double run) {
@@ -185,25 +258,16 @@ Config on_one_rank(Config config) {
   return config;
 }
 
+Config in_f32(Config config) {
+  config.train.precision = DType::f32;
+  return config;
+}
+
 ParityReport compare_runs(const Config& config, const SampleSource& source,
-                          const Recording& reference, const Recording& run) {
+                          const Recording& reference, const Recording& run,
+                          const Recording* exact) {
   ParityReport report;
-  Comparison comparison(config, report);
-  compare_activations(reference.activations, run.activations, false, comparison, report);
-  const auto compare_loss = [&](size_t step) {
-    const double error = loss_error(reference.losses[step], run.losses[step]);
-    comparison.note("head", concat("loss of step ", step), error, report.loss);
-  };
-  compare_loss(0);
-  compare_activations(reference.activations, run.activations, true, comparison, report);
-  for (int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer) {
-    compare_with_oracle(config, source, layer, run, comparison, report);
-  }
-  for (size_t step = 0; step < reference.losses.size(); ++step) {
-    if (step > 0) compare_loss(step);
-    compare_gradients(reference.gradients[step], run.gradients[step], comparison, report);
-    compare_updates(config, reference, run, step, comparison, report);
-  }
+  RunPair(config, reference, run, exact, report).compare(source);
   report.ok = report.first.empty();
   return report;
 }

@@ -11,8 +11,13 @@ namespace weft {
 
 /// How far a comparison may be off: RMS(difference) / max(RMS(reference), 1e-6 x the RMS over all
 /// tensors of that kind), for updates beyond the spacing of the parameters they are stored in.
-/// 1e-11 in f64, 1e-4 in f32; docs/numerics.md derives both.
+/// 1e-11 in f64, 1e-4 in f32. In bf16 one rounding, 2^-8, or where that is more twice what the
+/// reference itself is off from the same run in f32: what two runs that round apart may differ by.
+/// docs/numerics.md derives all three.
 double parity_tolerance(DType dtype);
+/// The same of mixers against the oracle, which starts from what the run itself had: in bf16 that
+/// of a kernel, 8e-3.
+double oracle_tolerance(DType dtype);
 
 /// The error of a run's loss by that measure, infinite when either is not a number.
 double loss_error(double reference, double run);
@@ -38,11 +43,14 @@ struct ParityReport {
 };
 
 /// Compares run with reference, both of `config` but for the mesh, and the run's mixers with the
-/// oracle. `source` tells the documents of the samples.
+/// oracle. `source` tells the documents of the samples. `exact`, for bf16: the reference in f32.
 ParityReport compare_runs(const Config& config, const SampleSource& source,
-                          const Recording& reference, const Recording& run);
+                          const Recording& reference, const Recording& run,
+                          const Recording* exact = nullptr);
 
 /// `config` on one rank.
 Config on_one_rank(Config config);
+/// `config` in f32.
+Config in_f32(Config config);
 
 }  // namespace weft

@@ -1,5 +1,6 @@
 #include "launch/train_run.hpp"
 
+#include <fmt/format.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -11,6 +12,8 @@
 #include "launch/learning_rate.hpp"
 #include "launch/report_error.hpp"
 #include "launch/run_folder.hpp"
+#include "src/core/cuda/memory.hpp"
+#include "src/core/cuda/stream.hpp"
 #include "src/core/log.hpp"
 #include "src/kernels/pointwise.hpp"
 
@@ -104,7 +107,11 @@ ExitCode TrainRun::run(World& world) {
   const auto all = world.everyone("set-up");
   step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
   matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision, world));
+  // What the context and the libraries take is measured, what Weft takes is planned.
+  const bool on_gpu = world.device() == Device::cuda;
+  const int64_t before = on_gpu ? cuda::bytes_in_use() : 0;
   Trainer trainer(config_, world, plan_.memory);  // now, so that the GPU had room to measure in
+  if (on_gpu) predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes;
   if (!config_.from_hf.empty())
     load_hf_weights(config_.from_hf, trainer.parameters(), trainer.compute());
   const BatchLoader loader =
@@ -130,6 +137,7 @@ ExitCode TrainRun::run(World& world) {
       return ExitCode::diverged;
     }
   }
+  if (metrics_ && on_gpu) log::info(card_memory_text());
   return ExitCode::done;
 }
 
@@ -155,7 +163,21 @@ StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader,
           .host_waits = trainer.host_waits() - host_waits_before,
           .bytes = trainer.counted().by_group(),
           .peak_bytes = trainer.peaks().peak(),
-          .peak_rss_bytes = peak_resident_bytes()};
+          .peak_rss_bytes = peak_resident_bytes(),
+          .card_bytes = predicted_card_bytes_ > 0 ? cuda::bytes_in_use() : 0,
+          .predicted_card_bytes = predicted_card_bytes_};
+}
+
+std::string TrainRun::card_memory_text() const {
+  const auto mib = [](int64_t bytes) { return bytes >> 20; };
+  const int64_t used = cuda::bytes_in_use();
+  const double off = static_cast<double>(used - predicted_card_bytes_) / static_cast<double>(used);
+  return fmt::format(
+      "weft: memory of rank 0's GPU: {} MiB in use, {} predicted ({:+.2f} %): arenas {}, kernels' "
+      "workspace {}, context and libraries {} as measured before",
+      mib(used), mib(predicted_card_bytes_), 100 * off, mib(plan_.memory.peak()),
+      mib(cuda::kWorkspaceBytes),
+      mib(predicted_card_bytes_ - plan_.memory.peak() - cuda::kWorkspaceBytes));
 }
 
 void TrainRun::describe(const Trainer& trainer) const {

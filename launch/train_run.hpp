@@ -26,6 +26,8 @@ class TrainRun {
 
  private:
   void describe(const Trainer& trainer) const;
+  /// What rank 0's GPU has in use beside what was predicted.
+  std::string card_memory_text() const;
   StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);
 
   Config config_;
@@ -34,8 +36,9 @@ class TrainRun {
   StepPlan plan_;
   std::string folder_;  // empty on ranks that write nothing
   std::unique_ptr<MetricsWriter> metrics_;
-  double step_flops_ = 0;   // of all ranks, without what is computed again
-  double matmul_rate_ = 0;  // FLOP/s of all ranks together
+  int64_t predicted_card_bytes_ = 0;  // on a GPU
+  double step_flops_ = 0;             // of all ranks, without what is computed again
+  double matmul_rate_ = 0;            // FLOP/s of all ranks together
 };
 
 }  // namespace weft

@@ -32,6 +32,12 @@ DeviceMemory allocate_device(std::string_view owner, int64_t bytes) {
       allocate([](void** m, size_t n) { return cudaMalloc(m, n); }, "device", owner, bytes));
 }
 
+int64_t bytes_in_use() {
+  size_t free = 0, all = 0;
+  WEFT_CALL(cudaMemGetInfo(&free, &all));
+  return static_cast<int64_t>(all - free);
+}
+
 PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes) {
   return PinnedMemory(
       allocate([](void** m, size_t n) { return cudaMallocHost(m, n); }, "pinned", owner, bytes));

@@ -19,6 +19,10 @@ using PinnedMemory = Handle<std::byte*, free_pinned>;
 /// when they cannot be had.
 DeviceMemory allocate_device(std::string_view owner, int64_t bytes);
 
+/// Bytes of the calling thread's GPU that are not free: of all processes, contexts and loaded code
+/// included.
+int64_t bytes_in_use();
+
 /// `bytes` of page-locked host memory: the only kind whose copies run while the host goes on.
 PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes);
 

@@ -32,6 +32,9 @@ void free_pinned(std::byte*) noexcept {}
 DeviceMemory allocate_device(std::string_view, int64_t) {
   refuse();
 }
+int64_t bytes_in_use() {
+  refuse();
+}
 PinnedMemory allocate_pinned(std::string_view, int64_t) {
   refuse();
 }

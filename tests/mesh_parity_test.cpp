@@ -1,0 +1,96 @@
+// Four axes at once: every factorisation of the ranks into data x pipeline x sequence x tensor
+// equals one rank, in loss, gradients and updates, whatever the model.
+#include <gtest/gtest.h>
+
+#include "tests/parity_testing.hpp"
+
+namespace weft {
+namespace {
+
+/// All meshes of so many ranks.
+std::vector<MeshShape> factorisations(int ranks) {
+  std::vector<MeshShape> meshes;
+  for (int data = 1; data <= ranks; ++data) {
+    for (int pipeline = 1; data * pipeline <= ranks; ++pipeline) {
+      for (int sequence = 1; data * pipeline * sequence <= ranks; ++sequence) {
+        const int tensor = ranks / (data * pipeline * sequence);
+        if (data * pipeline * sequence * tensor != ranks) continue;
+        meshes.push_back({.size = {data, pipeline, sequence, tensor}});
+      }
+    }
+  }
+  return meshes;
+}
+
+/// A model of 8 layers, with documents in 101 tokens, which no number of ranks here divides.
+struct MeshModel {
+  const char* name;
+  Sets sets;
+};
+void PrintTo(const MeshModel& model, std::ostream* out) {
+  *out << model.name;
+}
+
+const MeshModel kModels[] = {
+    {"transformer", {"sequence.attention=lightseq"}},
+    {"linear", {"model.layer_pattern=L", "model.linear.family=gla", "sequence.state=zeco"}},
+    {"hybrid",
+     {"model.layer_pattern=LGW*", "model.linear.family=simple_gla", "model.window=9",
+      "model.delta.head_dim=4", "sequence.attention=lightseq", "sequence.state=zeco"}}};
+
+// ---- A spread; the whole grid has the label "full"
+
+class MeshParity : public testing::TestWithParam<MeshModel> {};
+
+TEST_P(MeshParity, OfEveryPairOfAxes) {
+  expect_parity(joined(GetParam().sets, {"train.steps=2"}), {{.size = {2, 2, 1, 1}},
+                                                             {.size = {2, 1, 1, 2}},
+                                                             {.size = {1, 2, 2, 1}},
+                                                             {.size = {1, 2, 1, 2}},
+                                                             {.size = {1, 1, 2, 2}}});
+}
+
+TEST_P(MeshParity, OfThreeAxes) {
+  expect_parity(joined(GetParam().sets, {"train.steps=2"}),
+                {{.size = {2, 2, 2, 1}}, {.size = {1, 2, 2, 2}}, {.size = {2, 1, 2, 2}}});
+}
+
+TEST_P(MeshParity, OfFourAxesInF32) {
+  expect_parity(joined(GetParam().sets, {"train.steps=1", "train.precision=f32"}),
+                {{.size = {2, 2, 2, 2}}});
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, MeshParity, testing::ValuesIn(kModels),
+                         [](const auto& test) { return test.param.name; });
+
+TEST(MeshParity, WhateverTheOrderOfTheAxes) {
+  const std::array<Axis, kAxes> orders[] = {
+      {Axis::tensor, Axis::sequence, Axis::pipeline, Axis::data},
+      {Axis::sequence, Axis::data, Axis::tensor, Axis::pipeline}};
+  for (const auto& order : orders) {
+    expect_parity({"train.steps=1", "sequence.attention=lightseq"},
+                  std::vector<MeshShape>{{.size = {1, 2, 2, 2}, .order = order}});
+  }
+}
+
+// ---- The whole grid
+
+class FullMeshParity : public testing::TestWithParam<std::tuple<MeshModel, const char*, int>> {};
+
+TEST_P(FullMeshParity, OfEveryFactorisation) {
+  const auto& [model, precision, ranks] = GetParam();
+  expect_parity(
+      joined(model.sets, {concat("train.precision=", precision)}),
+      ranks == 16 ? std::vector<MeshShape>{{.size = {2, 2, 2, 2}}} : factorisations(ranks));
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, FullMeshParity,
+                         testing::Combine(testing::ValuesIn(kModels), testing::Values("f64", "f32"),
+                                          testing::Values(2, 4, 8, 16)),
+                         [](const auto& test) {
+                           const auto& [model, precision, ranks] = test.param;
+                           return concat(model.name, "_", precision, "_", ranks);
+                         });
+
+}  // namespace
+}  // namespace weft
