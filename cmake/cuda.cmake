@@ -17,6 +17,7 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/adamw.cu
   src/kernels/cuda/attention.cu
   src/kernels/cuda/attention_backward.cu
+  src/kernels/cuda/attention_stand_in.cu
   src/kernels/cuda/copy.cu
   src/kernels/cuda/cross_entropy.cu
   src/kernels/cuda/decay_gates.cu
@@ -46,5 +47,25 @@ target_sources(weft_src PRIVATE
   $<TARGET_OBJECTS:weft_cuda_kernels>
   src/core/cuda/memory.cpp
   src/core/cuda/stream.cpp
+  src/kernels/cuda/attention_ways.cpp
   src/kernels/cuda/matmul.cpp)
 target_link_libraries(weft_src PUBLIC CUDA::cudart_static PRIVATE CUDA::cublasLt)
+
+# Softmax attention in bf16: cuDNN, through the headers of its front end (tools/install_dependencies.sh
+# fetches them into the default folder).
+set(WEFT_CUDNN_FRONTEND_DIR ${CMAKE_SOURCE_DIR}/build/cudnn-frontend-1.18.0/include CACHE PATH
+  "Folder of cudnn_frontend.h")
+find_path(CUDNN_INCLUDE_DIR cudnn.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(CUDNN_LIBRARY cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
+if(CUDNN_INCLUDE_DIR AND CUDNN_LIBRARY AND EXISTS ${WEFT_CUDNN_FRONTEND_DIR}/cudnn_frontend.h)
+  message(STATUS "cuDNN: ${CUDNN_LIBRARY}, front end: ${WEFT_CUDNN_FRONTEND_DIR}")
+  target_sources(weft_src PRIVATE src/kernels/cuda/cudnn_attention.cpp)
+  # Its warnings are not ours, and optimising it gains nothing: a plan is made once.
+  set_source_files_properties(src/kernels/cuda/cudnn_attention.cpp PROPERTIES COMPILE_OPTIONS -O1)
+  target_include_directories(weft_src SYSTEM PRIVATE ${WEFT_CUDNN_FRONTEND_DIR} ${CUDNN_INCLUDE_DIR})
+  target_link_libraries(weft_src PRIVATE ${CUDNN_LIBRARY})
+else()
+  message(STATUS "cuDNN: none (cudnn.h: ${CUDNN_INCLUDE_DIR}, library: ${CUDNN_LIBRARY}, "
+    "front end: ${WEFT_CUDNN_FRONTEND_DIR})")
+  target_sources(weft_src PRIVATE src/kernels/cuda/no_cudnn.cpp)
+endif()

@@ -178,6 +178,9 @@ void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepC
                    frame.push(slot, dtype, shape);
                  });
   write_inputs(shard, frame, staging, ctx);
+  frame.set_one_document(
+      std::all_of(shard.segments.begin(), shard.segments.end(),
+                  [](const SegmentMap& documents) { return documents.starts().size() == 1; }));
   const auto fill_table = [&](const char* cos, const char* sin, const std::vector<double>& f) {
     rope_table({.cos = frame.peek(cos),
                 .sin = frame.peek(sin),

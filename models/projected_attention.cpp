@@ -47,6 +47,7 @@ ProjectedShard ProjectedAttention::shard(const Tensor& q, const Tensor& k, const
                         .cuts = frame.cuts(),
                         .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),
                         .causal = false,
+                        .one_document = true,
                         .layer = layer_,
                         .micro_batch = frame.micro_batch()},
           .e = columns(ctx.weight(k_projection_), frame),

@@ -43,6 +43,7 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
           .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),
           .causal = causal_,
           .window = window_,
+          .one_document = frame.one_document(),
           .layer = layer_,
           .micro_batch = frame.micro_batch(),
           .all_key_begin = frame.find("all key begin"),

@@ -42,6 +42,9 @@ class Frame {
   int64_t first_token() const { return cuts_.begin(shard_); }  // global index of token 0
   const Cuts& cuts() const { return cuts_; }
   int micro_batch() const { return micro_batch_; }
+  /// Whether the host knows that each sequence is one document, once its documents are there.
+  bool one_document() const { return one_document_; }
+  void set_one_document(bool one) { one_document_ = one; }
 
   /// A named tensor that lives until it is popped. Inside a layer that holds under policies up to
   /// `kept_under`; under others it lies in the layer's scratch and lives until the layer closes, so
@@ -95,6 +98,7 @@ class Frame {
   int shard_;
   int micro_batch_;
   Recompute recompute_;
+  bool one_document_ = false;
   std::vector<Slot> slots_;
 
   int layers_ = 0;            // opened so far

@@ -5,6 +5,7 @@
 
 #include "parallel/comm/threads.hpp"
 #include "src/core/cuda/stream.hpp"
+#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
@@ -60,6 +61,21 @@ TEST_F(Placement, RefusesWhatIsNotHere) {
                  "train.comm: nccl needs train.device: cuda");
   expect_refused(config_on(DeviceChoice::automatic, CommChoice::nccl),
                  "train.comm: nccl needs train.device: cuda");
+}
+
+TEST(UnfitForGpu, IsSoftmaxInBf16WithoutCudnn) {
+  Config config;
+  config.train.precision = DType::bf16;
+  for (const char* letter : {"*", "W", "P"}) {
+    config.model.layer_pattern = letter;
+    EXPECT_EQ(unfit_for_gpu(config),
+              cuda::has_cudnn()
+                  ? ""
+                  : "train.precision on a GPU: expected f32 for softmax attention (*, W, P), got "
+                    "bf16: this build has no cuDNN (see WEFT_CUDNN_FRONTEND_DIR)");
+  }
+  config.model.layer_pattern = "LG";
+  EXPECT_EQ(unfit_for_gpu(config), "");
 }
 
 TEST(UnfitForGpu, IsWhatHasNoKernels) {

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 preset=${1:-cpu}
 shift || true
 mkdir -p build
-tools/install_dependencies.sh
+tools/install_dependencies.sh "$preset"
 # Clones in other folders share one compiler cache.
 export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=true
 cmake --preset "$preset" >build/configure.log 2>&1 || { cat build/configure.log >&2; exit 1; }

@@ -13,6 +13,7 @@
 //   backward  the same gather, and a reduce-scatter of dk, dv in the accumulator type: 2 (N - T) G
 //   D.
 //             Swapped: q, dout, lse, delta; dq back.
+#include <algorithm>
 #include <array>
 
 #include "parallel/sequence/attention_blocks.hpp"
@@ -215,6 +216,16 @@ class ScatteredGradients {
   std::array<Event, 2> done_;
 };
 
+/// Scratch for own queries against own keys, and for any queries of a kv head against all keys.
+Tensor tiles_of(const AttentionShard& shard, const Mirror& mirror, StepContext& ctx) {
+  const int64_t B = shard.q.dim(0), H = shard.q.dim(2), G = shard.k.dim(2), D = shard.q.dim(3);
+  return attention_tiles(
+      shard,
+      {{B, mirror.kept(), shard.k.dim(1), H, G, D},
+       {B, std::max(mirror.kept(), mirror.taken()), shard.cuts.total(), H / G, 1, D}},
+      ctx);
+}
+
 /// Calls f(keys, the first one's index) for what own queries may see of all tokens' keys besides
 /// those of their own block.
 template <class F>
@@ -235,7 +246,7 @@ class GatheredAttention final : public AttentionParallel {
     const Tensor q = mirror.heads(mirror.taken(), shard.q.dtype);
     const Event arrived = mirror.swap({mirror.packed(mirror.late(shard.q))}, {q});
     const GatheredHeads gathered(shard, Tag::Pass::forward, ctx);
-    const Tensor tiles = attention_tiles(shard, ctx);
+    const Tensor tiles = tiles_of(shard, mirror, ctx);
     const Rows kept{.queries = own_queries(shard, ctx).tokens(0, mirror.kept()),
                     .lse = mirror.kept_numbers(lse),
                     .out = mirror.kept(out),
@@ -296,7 +307,7 @@ class GatheredAttention final : public AttentionParallel {
         {q, taken.dout, taken.lse, taken.delta});
     const GatheredHeads gathered(shard, Tag::Pass::backward, ctx);
     ScatteredGradients scattered(shard, gathered, gradients, ctx);
-    const Tensor tiles = attention_tiles(shard, ctx);
+    const Tensor tiles = tiles_of(shard, mirror, ctx);
     const Rows kept{.queries = own_queries(shard, ctx).tokens(0, mirror.kept()),
                     .lse = mirror.kept_numbers(lse),
                     .out = mirror.kept(gradients.dq),

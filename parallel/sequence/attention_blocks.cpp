@@ -1,5 +1,6 @@
 #include "parallel/sequence/attention_blocks.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "src/kernels/pointwise.hpp"
@@ -35,20 +36,41 @@ Queries queries_of(const AttentionShard& shard, const Tensor& q, int64_t first) 
 
 AttentionBlock block_of(const AttentionShard& shard, const Queries& queries, const KeyValue& keys,
                         int64_t first_key) {
-  return {.q = queries.q,
-          .k = keys.k,
-          .v = keys.v,
-          .key_begin = queries.key_begin,
-          .key_end = queries.key_end,
-          .first_key = first_key,
-          .scale = shard.scale,
-          .pairs = pairs(shard, queries.first, queries.first + queries.q.dim(1), first_key,
-                         first_key + keys.k.dim(1))};
+  AttentionBlock block{.q = queries.q,
+                       .k = keys.k,
+                       .v = keys.v,
+                       .key_begin = queries.key_begin,
+                       .key_end = queries.key_end,
+                       .first_key = first_key,
+                       .scale = shard.scale,
+                       .pairs = pairs(shard, queries.first, queries.first + queries.q.dim(1),
+                                      first_key, first_key + keys.k.dim(1))};
+  if (shard.one_document) block.band = BandMask{queries.first, shard.causal, shard.window};
+  return block;
 }
 
 Tensor attention_tiles(const AttentionShard& shard, StepContext& ctx) {
-  return ctx.scratch.allocate("attention tiles", DType::u8,
-                              {attention_scratch_bytes(shard.q.dtype, shard.q.dim(3))});
+  const Tensor &q = shard.q, &k = shard.k;
+  const int64_t tokens = shard.cuts.largest();
+  return attention_tiles(shard, {{q.dim(0), tokens, tokens, q.dim(2), k.dim(2), q.dim(3)}}, ctx);
+}
+
+Tensor attention_tiles(const AttentionShard& shard, std::initializer_list<AttentionSizes> blocks,
+                       StepContext& ctx) {
+  int64_t bytes = 0;
+  for (const AttentionSizes& sizes : blocks) {
+    bytes = std::max(bytes, attention_scratch_bytes(ctx.target(), shard.q.dtype, sizes));
+  }
+  return ctx.scratch.allocate("attention tiles", DType::u8, {bytes});
+}
+
+Tensor rounded(const Tensor& t, DType dtype, StepContext& ctx) {
+  if (t.dtype == dtype) return t;
+  const Tensor flat = ctx.scratch.allocate("rounded", dtype, {t.numel()});
+  const Tensor copy =
+      Tensor::view(flat.data, dtype, flat.device, {t.shape.data(), static_cast<size_t>(t.ndim)});
+  convert({.y = copy, .x = t}, ctx.compute);
+  return copy;
 }
 
 Tag attention_tag(const AttentionShard& shard, Tag::Pass pass, Tag::Purpose purpose) {

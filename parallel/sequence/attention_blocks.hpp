@@ -45,8 +45,15 @@ Queries queries_of(const AttentionShard& shard, const Tensor& q, int64_t first);
 AttentionBlock block_of(const AttentionShard& shard, const Queries& queries, const KeyValue& keys,
                         int64_t first_key);
 
-/// The scratch of the attention kernels.
+/// The scratch of the attention kernels, for blocks of any rank's queries and any rank's keys.
 Tensor attention_tiles(const AttentionShard& shard, StepContext& ctx);
+/// The same for blocks that are nowhere longer than one of `blocks`.
+Tensor attention_tiles(const AttentionShard& shard, std::initializer_list<AttentionSizes> blocks,
+                       StepContext& ctx);
+
+/// `t`, or where its type is another one a copy of that type in the scratch: products take sums of
+/// the accumulator type rounded to the data's. Contiguous.
+Tensor rounded(const Tensor& t, DType dtype, StepContext& ctx);
 
 Tag attention_tag(const AttentionShard& shard, Tag::Pass pass,
                   Tag::Purpose purpose = Tag::Purpose::attention);

@@ -17,6 +17,7 @@ struct AttentionShard {
   double scale;               // of the scores
   bool causal;                // whether key_end <= the query's own index + 1 everywhere
   int64_t window = 0;         // query t sees at most the keys (t - window, t]; 0: no such bound
+  bool one_document = false;  // each sequence is one: `causal` and `window` are the whole mask
   int layer;
   int micro_batch;
   /// [B, N] i64, the same of all tokens of the sequence, for a strategy that reads_all_intervals:

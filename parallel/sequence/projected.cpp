@@ -20,9 +20,19 @@ Tensor matrix(const Tensor& t, int64_t b) {
   return t.slice(0, b, b + 1).reshape({t.dim(1), t.dim(2) * t.dim(3)});
 }
 
-/// Queries against all rows: the intervals, [0, N), hold [0, R).
+/// Queries against all rows: the intervals, [0, N), hold [0, R). The rows are rounded to the type
+/// of the queries, in scratch.
 AttentionBlock block(const ProjectedShard& shard, const Tensor& projected, StepContext& ctx) {
-  return block_of(shard.attention, own_queries(shard.attention, ctx), halves(projected), 0);
+  const AttentionShard& own = shard.attention;
+  return block_of(own, own_queries(own, ctx), halves(rounded(projected, own.q.dtype, ctx)), 0);
+}
+
+/// Scratch of the kernels for such a block.
+Tensor tiles_of(const ProjectedShard& shard, const Tensor& projected, StepContext& ctx) {
+  const Tensor& q = shard.attention.q;
+  return attention_tiles(
+      shard.attention,
+      {{q.dim(0), q.dim(1), projected.dim(2), q.dim(2), projected.dim(3), q.dim(3)}}, ctx);
 }
 
 /// Replaces `projected` by the sum over the ranks of the sequence.
@@ -57,7 +67,7 @@ void attend_projected(const ProjectedShard& shard, const Tensor& projected, cons
   clear_output(out, lse, ctx);
   attention_forward({.out = out,
                      .lse = lse,
-                     .scratch = attention_tiles(shard.attention, ctx),
+                     .scratch = tiles_of(shard, projected, ctx),
                      .block = block(shard, projected, ctx)},
                     ctx.compute);
 }
@@ -76,7 +86,7 @@ Event attend_projected_backward(const ProjectedShard& shard, const Tensor& proje
     attention_backward({.dq = dq,
                         .dk = sums.k,
                         .dv = sums.v,
-                        .scratch = attention_tiles(shard.attention, ctx),
+                        .scratch = tiles_of(shard, projected, ctx),
                         .dout = dout,
                         .lse = lse,
                         .delta = delta,
@@ -100,7 +110,8 @@ void project_backward(const ProjectedShard& shard, const Tensor& dprojected, con
                            .accumulate = true});
     }
   };
-  const KeyValue sums = halves(dprojected);
+  const Scope scope(ctx.scratch);
+  const KeyValue sums = halves(rounded(dprojected, shard.e.dtype, ctx));
   through(dk, de, shard.attention.k, shard.e, sums.k);
   through(dv, df, shard.attention.v, shard.f, sums.v);
 }

@@ -146,9 +146,10 @@ class RingSelfAttention final : public AttentionParallel {
     softmax_forward(
         {.scores = scores, .lse = lse, .key_begin = shard.key_begin, .key_end = shard.key_end},
         ctx.compute);
+    const Tensor probs = rounded(scores, q.dtype, ctx);
     fill({.y = out, .value = 0}, ctx.compute);
     pass.travel(shard.v, [&](const Tensor& v, int64_t first) {
-      pass.add_weighted(out, 1, scores.slice(3, first, first + v.dim(1)), v);
+      pass.add_weighted(out, 1, probs.slice(3, first, first + v.dim(1)), v);
     });
   }
 
@@ -171,8 +172,9 @@ class RingSelfAttention final : public AttentionParallel {
       pass.score(dscores.slice(3, first, first + v.dim(1)), 1, dout, v);
     });
     pass.travel(shard.k, [&](const Tensor& k, int64_t first) {
-      const int64_t end = first + k.dim(1);
-      const Tensor p = probs.slice(3, 0, k.dim(1)), ds = dscores.slice(3, first, end);
+      const int64_t end = first + k.dim(1), dims[] = {B, H, T, k.dim(1)};
+      const Tensor p = Tensor::view(probs.data, wide, probs.device, dims);
+      const Tensor ds = dscores.slice(3, first, end);
       const KeyValue dkv = unpacked(sums.slice(0, first, end));
       pass.score(p, shard.scale, q, k);
       softmax_backward({.probs = p,
@@ -183,9 +185,12 @@ class RingSelfAttention final : public AttentionParallel {
                         .key_end = shard.key_end,
                         .first_key = first},
                        ctx.compute);
-      pass.add_weighted(gradients.dq, shard.scale, ds, k);
-      pass.add_transposed(dkv.v, 1, p, dout);
-      pass.add_transposed(dkv.k, shard.scale, ds, q);
+      const Scope rounding(ctx.scratch);
+      pass.add_transposed(dkv.v, 1, rounded(p, q.dtype, ctx), dout);
+      if (q.dtype != wide) copy({.y = p, .x = ds}, ctx.compute);  // without gaps, to be rounded
+      const Tensor dscore = q.dtype == wide ? ds : rounded(p, q.dtype, ctx);
+      pass.add_weighted(gradients.dq, shard.scale, dscore, k);
+      pass.add_transposed(dkv.k, shard.scale, dscore, q);
     });
     pass.reduce_scatter(sums, gradients);
   }

@@ -113,6 +113,14 @@ class Pass {
   }
   void copy_to(const Tensor& y, const Tensor& x) const { copy({.y = y, .x = x}, ctx_.compute); }
 
+  /// Scratch for blocks of own heads over the whole sequence.
+  Tensor tiles() const {
+    const int64_t N = shard_.cuts.total();
+    return attention_tiles(
+        shard_, {{shard_.q.dim(0), N, N, own().q.count(), own().kv.count(), shard_.q.dim(3)}},
+        ctx_);
+  }
+
   /// The block of one run of own heads over the whole sequence, from rows that begin with q, k, v.
   AttentionBlock block(const HeadShard::Run& run, const Tensor& all) const {
     const int64_t k = own().q.count(), v = k + own().kv.count();
@@ -157,7 +165,7 @@ class UlyssesAttention final : public AttentionParallel {
     const Tensor all = gather(shard, pass, /*dout=*/{});
     const Tensor all_out = pass.whole("ulysses out", lse.dtype, pass.own().q.count());
     const Tensor all_lse = pass.whole_numbers("ulysses lse", lse.dtype);
-    const Tensor tiles = attention_tiles(shard, ctx);
+    const Tensor tiles = pass.tiles();
     clear_output(all_out, all_lse, ctx);
     for (const HeadShard::Run& run : pass.runs()) {
       attention_forward({.out = swapped(all_out.slice(2, run.q.begin, run.q.end)),
@@ -196,7 +204,7 @@ class UlyssesAttention final : public AttentionParallel {
     const Tensor all_lse = gather_numbers(shard, pass, lse);
     const Tensor all_delta = gather_numbers(shard, pass, delta);
     const Tensor sums = pass.whole("ulysses gradients", wide, q_heads + 2 * kv_heads);
-    const Tensor tiles = attention_tiles(shard, ctx);
+    const Tensor tiles = pass.tiles();
     fill({.y = sums, .value = 0}, ctx.compute);
     for (const HeadShard::Run& run : pass.runs()) {
       const auto heads = [&](const Tensor& rows, int64_t first, Heads h) {

@@ -8,6 +8,8 @@
 //             owners, who add them in ascending order of rank: 2 G D elements a token of the halo.
 //
 // The whole halo, [t, B, G, D], is one block of keys, which the kernels read through its strides.
+#include <algorithm>
+
 #include "parallel/sequence/attention_blocks.hpp"
 #include "parallel/sequence/halo.hpp"
 #include "parallel/sequence/strategies.hpp"
@@ -41,6 +43,12 @@ AttentionBlock halo_block(const AttentionShard& shard, const TokenHalo& halo, co
   return block_of(shard, own_queries(shard, ctx), {swapped(kv.k), swapped(kv.v)}, halo.begin());
 }
 
+Tensor tiles_of(const AttentionShard& shard, const TokenHalo& halo, StepContext& ctx) {
+  const Tensor &q = shard.q, &k = shard.k;
+  const int64_t keys = std::max(k.dim(1), halo.tokens());
+  return attention_tiles(shard, {{q.dim(0), q.dim(1), keys, q.dim(2), k.dim(2), q.dim(3)}}, ctx);
+}
+
 class WindowedAttention final : public AttentionParallel {
  public:
   void forward(const AttentionShard& shard, const Tensor& out, const Tensor& lse,
@@ -48,7 +56,7 @@ class WindowedAttention final : public AttentionParallel {
     const Scope scope(ctx.scratch);
     const TokenHalo before = halo_of(shard, Tag::Pass::forward, ctx);
     const KeyValue halo = halo_buffers(before, shard, shard.k.dtype, ctx);
-    const Tensor scratch = attention_tiles(shard, ctx);
+    const Tensor scratch = tiles_of(shard, before, ctx);
     const auto attend = [&](const AttentionBlock& block) {
       attention_forward({.out = out, .lse = lse, .scratch = scratch, .block = block}, ctx.compute);
     };
@@ -66,7 +74,7 @@ class WindowedAttention final : public AttentionParallel {
     const TokenHalo before = halo_of(shard, Tag::Pass::backward, ctx);
     const KeyValue halo = halo_buffers(before, shard, shard.k.dtype, ctx);
     const KeyValue dhalo = halo_buffers(before, shard, lse.dtype, ctx);
-    const Tensor scratch = attention_tiles(shard, ctx);
+    const Tensor scratch = tiles_of(shard, before, ctx);
     const Tensor delta =
         ctx.scratch.allocate("attention delta", lse.dtype, {lse.dim(0), lse.dim(1), lse.dim(2)});
     const auto differentiate = [&](const AttentionBlock& block, const Tensor& dk,

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 
+#include "src/kernels/cuda/attention_scratch.hpp"
 #include "src/kernels/dispatch.hpp"
 
 namespace weft {
 namespace {
 
 void check(const AttentionBlock& block) {
-  const auto& [q, k, v, key_begin, key_end, first_key, scale, pairs] = block;
+  const auto& [q, k, v, key_begin, key_end, first_key, scale, pairs, band] = block;
   WEFT_CHECK(q.ndim == 4 && k.ndim == 4 && same_shape(k, v), q.text(), k.text(), v.text());
   WEFT_CHECK(q.dtype == k.dtype && q.dtype == v.dtype);
   WEFT_CHECK(k.dim(0) == q.dim(0) && k.dim(3) == q.dim(3), q.text(), k.text());
@@ -23,10 +24,14 @@ void check_rows(const Tensor& rows, const Tensor& q) {
              rows.text(), " for ", q.text());
 }
 
+/// On the meta device it is not known for which one the scratch was planned.
 void check_scratch(const Tensor& scratch, const AttentionBlock& block) {
+  const Tensor &q = block.q, &k = block.k;
+  const AttentionSizes sizes{q.dim(0), q.dim(1), k.dim(1), q.dim(2), k.dim(2), q.dim(3)};
   WEFT_CHECK(scratch.dtype == DType::u8 &&
-                 scratch.nbytes() >= attention_scratch_bytes(block.q.dtype, block.q.dim(3)),
-             scratch.text());
+                 (q.device == Device::meta ||
+                  scratch.nbytes() >= attention_scratch_bytes(q.device, q.dtype, sizes)),
+             scratch.text(), " for ", q.text(), k.text());
 }
 
 /// What every pass over a block reads.
@@ -63,6 +68,12 @@ Product product(TileProduct which, const AttentionBlock& block) {
 }
 
 }  // namespace
+
+int64_t attention_scratch_bytes(Device device, DType dtype, const AttentionSizes& sizes) {
+  WEFT_CHECK(device != Device::meta);
+  if (device == Device::cpu) return attention_scratch_bytes(dtype, sizes.head_dim);
+  return dtype == DType::bf16 ? cuda::AttentionScratch(nullptr, sizes).bytes : 0;
+}
 
 double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end) {
   double pairs = 0;

@@ -3,11 +3,22 @@
 // al., arXiv 2310.01889), so any partition of the keys gives the same result.
 #pragma once
 
+#include <optional>
+
 #include "src/core/cost.hpp"
 #include "src/core/device.hpp"
 #include "src/tensor/tensor.hpp"
 
 namespace weft {
+
+/// What the host knows of a block's intervals where each sequence is one document: query i of the
+/// block has the global index t = first_query + i, and sees the keys up to t, no further back than
+/// the window, or without `causal` all keys.
+struct BandMask {
+  int64_t first_query = 0;
+  bool causal = false;
+  int64_t window = 0;  // with `causal`: query t sees the keys (t - window, t]; 0: all up to t
+};
 
 /// Which keys a query sees is an interval of global key indices, one per query: causal masks,
 /// documents and windows are all intervals. Of q, k, v and their gradients only the innermost
@@ -19,6 +30,9 @@ struct AttentionBlock {
   int64_t first_key = 0;      // global index of key 0 of this block
   double scale = 1.0;         // of the scores, usually D^-1/2
   double pairs = 0;  // (query, key) pairs a head counts in cost(); documents do not change it
+  /// The same mask as the intervals', where it is one that the host knows: what a GPU's library can
+  /// be asked for. Nothing else depends on it.
+  std::optional<BandMask> band = {};
 };
 
 /// Row tensors (lse, delta and the like) are [B, H, Tq] in the accumulator type of q; their
@@ -74,8 +88,15 @@ void attention_backward(const AttentionBackwardArgs& args, Stream& stream);
 inline constexpr int64_t kAttentionQueryTile = 256;
 inline constexpr int64_t kAttentionKeyTile = 256;
 
-/// Scratch of one forward or backward call, whatever the block's lengths.
+/// Scratch of one forward or backward call on the CPU, whatever the block's lengths.
 int64_t attention_scratch_bytes(DType dtype, int64_t head_dim);
+
+/// Lengths of a block.
+struct AttentionSizes {
+  int64_t batch, queries, keys, heads, kv_heads, head_dim;
+};
+/// The same on `device` (not meta): enough for every block that is nowhere longer.
+int64_t attention_scratch_bytes(Device device, DType dtype, const AttentionSizes& sizes);
 
 /// Pairs that a causal mask leaves between queries [q_begin, q_end) and keys [k_begin, k_end).
 double causal_pairs(int64_t q_begin, int64_t q_end, int64_t k_begin, int64_t k_end);

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "launch/samples.hpp"
+#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "src/tensor/arena.hpp"
 #include "tests/cuda/rank_starts.hpp"
 #include "tests/golden_run.hpp"
@@ -183,20 +184,15 @@ double gradient_distance(const Recording& run, const Recording& reference) {
 
 /// In bf16 a cut moves the places where numbers are rounded, and how far that carries depends on
 /// the model alone. So several ranks must be as near to f32 as one rank is.
-TEST_F(ParityOnAGpu, OfStatesInBf16IsAsNearToF32AsOneRankIs) {
-  for (const char* mixer : {"basic", "lightning", "retention", "simple_gla", "gla", "G"}) {
-    SCOPED_TRACE(mixer);
-    Sets sets = {"model.num_hidden_layers=3", "model.hidden_size=64", "data.seq_length=389",
-                 "train.global_batch_size=2", "train.steps=1"};
-    if (mixer[0] == 'G') {
-      sets.insert(sets.end(),
-                  {"model.layer_pattern=G", "model.delta.num_heads=2", "model.delta.head_dim=16"});
-    } else {
-      sets.insert(sets.end(), {"model.layer_pattern=L", "model.linear.num_heads=2",
-                               concat("model.linear.family=", mixer)});
-    }
-    const Recording exact = record(on_one_rank(gpu_config(sets)));
-    const Config config = gpu_config(joined(sets, {"train.precision=bf16"}));
+class Bf16OnAGpu : public PoisonedTest {
+ protected:
+  static void expect_as_near_as_one_rank(const std::string& what, const Sets& sets) {
+    SCOPED_TRACE(what);
+    const Sets small = joined({"model.num_hidden_layers=3", "model.hidden_size=64",
+                               "data.seq_length=389", "train.global_batch_size=2", "train.steps=1"},
+                              sets);
+    const Recording exact = record(on_one_rank(gpu_config(small)));
+    const Config config = gpu_config(joined(small, {"train.precision=bf16"}));
     const Recording alone = record(on_one_rank(config));
     const double bound = gradient_distance(alone, exact);
     EXPECT_GT(bound, 1e-3);
@@ -205,12 +201,56 @@ TEST_F(ParityOnAGpu, OfStatesInBf16IsAsNearToF32AsOneRankIs) {
     for (const int ranks : {2, 4, 8}) {
       const Recording run = record(on_mesh(config, 1, ranks));
       const double distance = gradient_distance(run, exact);
-      std::printf("%s, %d ranks: gradients %.2e from f32, one rank %.2e\n", mixer, ranks, distance,
-                  bound);
+      std::printf("%s, %d ranks: gradients %.2e from f32, one rank %.2e\n", what.c_str(), ranks,
+                  distance, bound);
       EXPECT_LE(distance, 1.5 * bound) << ranks;
       EXPECT_NEAR(run.losses[0] / exact.losses[0], 1, 1e-3) << ranks;
     }
   }
+};
+
+TEST_F(Bf16OnAGpu, OfEveryStateMixer) {
+  for (const char* family : {"basic", "lightning", "retention", "simple_gla", "gla"}) {
+    expect_as_near_as_one_rank(family, {"model.layer_pattern=L", "model.linear.num_heads=2",
+                                        concat("model.linear.family=", family)});
+  }
+  expect_as_near_as_one_rank(
+      "G", {"model.layer_pattern=G", "model.delta.num_heads=2", "model.delta.head_dim=16"});
+}
+
+/// Four query heads share two kv heads of 16. Documents go to own kernels, one document to cuDNN.
+class SoftmaxInBf16OnAGpu : public Bf16OnAGpu {
+ protected:
+  void SetUp() override {
+    PoisonedTest::SetUp();
+    if (!IsSkipped() && !cuda::has_cudnn()) GTEST_SKIP() << "no cuDNN in this build";
+  }
+
+  static void expect(const std::string& what, const Sets& sets) {
+    const Sets heads = {"model.num_attention_heads=4", "model.num_key_value_heads=2",
+                        "model.head_dim=16"};
+    expect_as_near_as_one_rank(what, joined(heads, sets));
+  }
+};
+
+TEST_F(SoftmaxInBf16OnAGpu, WithEveryStrategy) {
+  for (const AttentionStrategy& strategy : attention_strategies()) {
+    const std::string attention = concat("sequence.attention=", strategy.name);
+    expect(concat(strategy.name, ", documents"), {attention});
+    expect(concat(strategy.name, ", one document"), {attention, "data.documents=false"});
+    expect(concat(strategy.name, ", both ways"),
+           {attention, "data.documents=false", "model.causal=false"});
+  }
+}
+
+TEST_F(SoftmaxInBf16OnAGpu, OfWindowsProjectedKeysAndHybrids) {
+  expect("windows, documents", {"model.layer_pattern=W*", "model.window=40"});
+  expect("windows", {"model.layer_pattern=W*", "model.window=40", "data.documents=false"});
+  expect("projected keys", {"model.layer_pattern=P*", "model.projected_keys=12",
+                            "model.causal=false", "data.documents=false", "data.objective=masked"});
+  expect("hybrid",
+         {"model.layer_pattern=L*G", "model.linear.num_heads=2", "model.linear.family=gla",
+          "model.delta.num_heads=2", "model.delta.head_dim=16", "data.documents=false"});
 }
 
 /// A mistake on a GPU is found where it is: reports are of what the GPU computed.

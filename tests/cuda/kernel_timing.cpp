@@ -1,7 +1,7 @@
 // Time of every CUDA kernel at the shapes of a one-billion-parameter decoder, beside its floor: the
 // bytes of cost() at the rate of a copy, or its FLOPs at the rate of a large product, both measured
 // in the same run. Medians of 20 after 3 warm-ups. Not a test: it compares with nothing. With the
-// argument `states` the state mixers alone.
+// argument `states` the state mixers alone, with `attention` softmax attention alone.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "src/core/cuda/cuda_stream.hpp"
 #include "src/core/cuda/stream.hpp"
 #include "src/kernels/attention.hpp"
+#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "src/kernels/decay_gates.hpp"
 #include "src/kernels/feature_map.hpp"
 #include "src/kernels/gated_norm.hpp"
@@ -291,37 +292,52 @@ void time_optimizer(Bench& bench) {
   bench.row("adamw, 268 M", adamw, {p, m, v, g, norm, 1.0, 1e-4});
 }
 
-void time_attention(Bench& bench, int64_t dim) {
+/// Causal attention of one document. In bf16 with `banded` the host knows the mask, which is what
+/// cuDNN is asked for; without, own kernels compute it.
+void time_attention(Bench& bench, DType dtype, const AttentionSizes& s, bool banded) {
   const Scope scope(bench.arena());
-  const int64_t t = 8192, heads = 2048 / dim;
-  std::vector<int64_t> begin(t, 0), end(t);
-  for (int64_t i = 0; i < t; ++i) end[i] = i + 1;
-  const Tensor q = bench.normals(DType::f32, {1, t, heads, dim}),
-               k = bench.normals(DType::f32, {1, t, heads, dim});
-  const Tensor v = bench.normals(DType::f32, {1, t, heads, dim}),
-               dout = bench.normals(DType::f32, {1, t, heads, dim});
-  const Tensor out = bench.zeros(DType::f32, {1, t, heads, dim}),
-               dq = bench.zeros(DType::f32, {1, t, heads, dim});
-  const Tensor dk = bench.zeros(DType::f32, {1, t, heads, dim}),
-               dv = bench.zeros(DType::f32, {1, t, heads, dim});
-  const Tensor lse = bench.zeros(DType::f32, {1, heads, t}),
-               delta = bench.zeros(DType::f32, {1, heads, t});
-  const Tensor scratch =
-      bench.arena().allocate("scratch", DType::u8, {attention_scratch_bytes(DType::f32, dim)});
-  const AttentionBlock block{q,
-                             k,
-                             v,
-                             bench.from(DType::i64, {1, t}, begin),
-                             bench.from(DType::i64, {1, t}, end),
-                             0,
-                             1 / std::sqrt(double(dim)),
-                             causal_pairs(0, t, 0, t)};
-  std::printf("attention f32 causal, T %ld, %ld heads of %ld (f32 FFMA peak about 60 TFLOP/s)\n",
-              static_cast<long>(t), static_cast<long>(heads), static_cast<long>(dim));
-  bench.row("  attention_forward", attention_forward, {out, lse, scratch, block}, false, 5);
+  const int64_t t = s.queries, B = s.batch, H = s.heads, G = s.kv_heads, D = s.head_dim;
+  std::vector<int64_t> begin(B * t, 0), end(B * t);
+  for (int64_t i = 0; i < B * t; ++i) end[i] = i % t + 1;
+  const Tensor q = bench.normals(dtype, {B, t, H, D}), k = bench.normals(dtype, {B, t, G, D});
+  const Tensor v = bench.normals(dtype, {B, t, G, D}), dout = bench.normals(dtype, {B, t, H, D});
+  const Tensor out = bench.zeros(DType::f32, {B, t, H, D}),
+               dq = bench.zeros(DType::f32, {B, t, H, D});
+  const Tensor dk = bench.zeros(DType::f32, {B, t, G, D}),
+               dv = bench.zeros(DType::f32, {B, t, G, D});
+  const Tensor lse = bench.zeros(DType::f32, {B, H, t}), delta = bench.zeros(DType::f32, {B, H, t});
+  const Tensor scratch = bench.arena().allocate("scratch", DType::u8,
+                                                {attention_scratch_bytes(Device::cuda, dtype, s)});
+  AttentionBlock block{q,
+                       k,
+                       v,
+                       bench.from(DType::i64, {B, t}, begin),
+                       bench.from(DType::i64, {B, t}, end),
+                       0,
+                       1 / std::sqrt(double(D)),
+                       causal_pairs(0, t, 0, t)};
+  if (banded) block.band = BandMask{0, true, 0};
+  std::printf("attention %s causal, %s, T %ld, %ld heads, %ld kv heads of %ld%s\n", name(dtype),
+              banded ? cuda::cudnn_version().c_str() : "own kernels", static_cast<long>(t),
+              static_cast<long>(H), static_cast<long>(G), static_cast<long>(D),
+              banded ? "" : " (f32 FFMA peak about 60 TFLOP/s)");
+  bench.row("  attention_forward", attention_forward, {out, lse, scratch, block}, banded, 5);
   bench.row("  attention_delta", attention_delta, {delta, out, dout});
   bench.row("  attention_backward", attention_backward,
-            {dq, dk, dv, scratch, dout, lse, delta, block}, false, 5);
+            {dq, dk, dv, scratch, dout, lse, delta, block}, banded, 5);
+}
+
+void time_attention(Bench& bench) {
+  constexpr int64_t kShort = 8192;
+  for (const int64_t dim : {64, 128}) {
+    time_attention(bench, DType::f32, {1, kShort, kShort, kWidth / dim, kWidth / dim, dim}, false);
+  }
+  time_attention(bench, kHalf, {1, kShort, kShort, 32, 8, 64}, false);
+  if (!cuda::has_cudnn()) return;
+  for (const int64_t tokens : {kShort, kTokens}) {
+    time_attention(bench, kHalf, {1, tokens, tokens, 32, 8, 64}, true);
+    time_attention(bench, kHalf, {1, tokens, tokens, 16, 16, 128}, true);
+  }
 }
 
 /// All passes of a state mixer, 16 heads with states of 128 x 128, no documents.
@@ -386,6 +402,16 @@ void time_state_mixer(Bench& bench, StateKind kind, const char* what, DType dtyp
             tensor_cores, 5);
 }
 
+void time_state_mixers(Bench& bench) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    time_state_mixer(bench, StateKind::none, "none", dtype);
+    time_state_mixer(bench, StateKind::fixed, "fixed", dtype);
+    time_state_mixer(bench, StateKind::scalar, "scalar", dtype);
+    time_state_mixer(bench, StateKind::vector, "vector", dtype);
+    time_state_mixer(bench, StateKind::delta, "delta", dtype);
+  }
+}
+
 }  // namespace
 }  // namespace weft
 
@@ -396,7 +422,8 @@ int main(int argc, char** argv) {
   }
   weft::Bench bench;
   weft::measure_rates(bench);
-  if (argc < 2 || std::string_view(argv[1]) != "states") {
+  const std::string_view only = argc < 2 ? "" : argv[1];
+  if (only.empty()) {
     weft::time_products(bench);
     weft::time_rows(bench);
     weft::time_wide(bench);
@@ -404,14 +431,7 @@ int main(int argc, char** argv) {
     weft::time_gates(bench);
     weft::time_loss(bench);
     weft::time_optimizer(bench);
-    weft::time_attention(bench, 64);
-    weft::time_attention(bench, 128);
   }
-  for (const weft::DType dtype : {weft::DType::bf16, weft::DType::f32}) {
-    weft::time_state_mixer(bench, weft::StateKind::none, "none", dtype);
-    weft::time_state_mixer(bench, weft::StateKind::fixed, "fixed", dtype);
-    weft::time_state_mixer(bench, weft::StateKind::scalar, "scalar", dtype);
-    weft::time_state_mixer(bench, weft::StateKind::vector, "vector", dtype);
-    weft::time_state_mixer(bench, weft::StateKind::delta, "delta", dtype);
-  }
+  if (only != "states") weft::time_attention(bench);
+  if (only != "attention") weft::time_state_mixers(bench);
 }

@@ -3,6 +3,7 @@
 #include "src/kernels/attention.hpp"
 
 #include "src/kernels/cuda/attention_tiles.cuh"
+#include "src/kernels/cuda/attention_ways.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -117,24 +118,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-/// The rows of [B, H, Tq], one a warp.
-struct RowShape {
-  int64_t rows, heads, queries, dim;
-
-  static RowShape of(const Tensor& out) {  // [B, Tq, H, D]
-    return {out.dim(0) * out.dim(1) * out.dim(2), out.dim(2), out.dim(1), out.dim(3)};
-  }
-  unsigned blocks() const { return grid_of(ceil_div(rows, kTileThreads / kWarp)); }
-};
-struct Row {
-  int64_t b, h, t;
-
-  static __device__ Row of(int64_t row, const RowShape& s) {
-    return {row / (s.queries * s.heads), row / s.queries % s.heads, row % s.queries};
-  }
-};
-
 /// (out, lse) and (part, part_lse) over keys that have none in common.
+template <class T>
 __global__ void __launch_bounds__(kTileThreads)
     merge_rows(TokenRows out, RowNumbers lse, TokenRows part, RowNumbers part_lse, RowShape s) {
   const int64_t row = thread_index() / kWarp;
@@ -144,9 +129,9 @@ __global__ void __launch_bounds__(kTileThreads)
   if (block_lse == -INFINITY) return;
   const float gap = block_lse - before, share = 1 / (1 + expf(-gap));
   float* y = out.f32(out.at(b, t, h));
-  const float* x = part.f32(part.at(b, t, h));
+  const T* x = reinterpret_cast<const T*>(part.data) + part.at(b, t, h);
   for (int64_t d = threadIdx.x % kWarp; d < s.dim; d += kWarp) {
-    y[d] = y[d] * (1 - share) + x[d] * share;
+    y[d] = y[d] * (1 - share) + to_float(x[d]) * share;
   }
   __syncwarp();  // every lane has read lse
   if (threadIdx.x % kWarp == 0) {
@@ -172,9 +157,8 @@ __global__ void __launch_bounds__(kTileThreads)
 
 }  // namespace
 
-void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
+void attention_forward_on_tiles(const AttentionForwardArgs& args, Stream& stream) {
   const AttentionBlock& block = args.block;
-  if (block.q.numel() == 0 || block.k.numel() == 0) return;
   const dim3 grid(grid_of(ceil_div(block.q.dim(1), kTile)), grid_of(block.q.dim(2)),
                   grid_of(block.q.dim(0)));
   with_tile_width(block.q.dim(3), [&](auto width) {
@@ -187,11 +171,12 @@ void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
 void attention_merge(const AttentionMergeArgs& args, Stream& stream) {
   const RowShape s = RowShape::of(args.out);
   if (s.rows == 0) return;
-  elements<float>(args.out);  // the rows are f32
-  elements<float>(args.part_out);
-  merge_rows<<<s.blocks(), kTileThreads, 0, native(stream)>>>(
-      TokenRows::of(args.out), RowNumbers::of(args.lse), TokenRows::of(args.part_out),
-      RowNumbers::of(args.part_lse), s);
+  elements<float>(args.out);  // the rows are f32; a part may be bf16
+  visit_element(args.part_out.dtype, [&](auto zero) {
+    merge_rows<decltype(zero)><<<s.blocks(), kTileThreads, 0, native(stream)>>>(
+        TokenRows::of(args.out), RowNumbers::of(args.lse), TokenRows::of(args.part_out),
+        RowNumbers::of(args.part_lse), s);
+  });
   WEFT_CALL(cudaGetLastError());
 }
 

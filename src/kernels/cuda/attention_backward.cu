@@ -2,6 +2,7 @@
 // one owns keys and walks queries (dk, dv). Seven products instead of five, but every sum has one
 // owner and a fixed order: no atomics, the same bits on every run.
 #include "src/kernels/cuda/attention_tiles.cuh"
+#include "src/kernels/cuda/attention_ways.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -150,9 +151,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 
 }  // namespace
 
-void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
+void attention_backward_on_tiles(const AttentionBackwardArgs& args, Stream& stream) {
   const AttentionBlock& block = args.block;
-  if (block.q.numel() == 0 || block.k.numel() == 0) return;
   const Gradients a{TokenRows::of(args.dq),   TokenRows::of(args.dk),   TokenRows::of(args.dv),
                     TokenRows::of(args.dout), RowNumbers::of(args.lse), RowNumbers::of(args.delta)};
   const unsigned batch = grid_of(block.q.dim(0));
