@@ -5,6 +5,7 @@
 
 #include "launch/learning_rate.hpp"
 #include "models/initial_values.hpp"
+#include "models/tensor_axis.hpp"
 #include "parallel/comm/recording.hpp"
 #include "src/kernels/pointwise.hpp"
 
@@ -76,7 +77,8 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       scratch_("scratch", world.device(), memory.scratch, compute_.get()),
       mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
-      model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice),
+      model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice,
+             {.rank = mesh_.at(Axis::tensor), .size = mesh_.size(Axis::tensor)}),
       store_(model_.parameters(), config.train.precision, state_),
       optimizer_(adamw_config(config.optimizer), store_, with_holders(mesh_, world, store_),
                  state_),
@@ -197,10 +199,13 @@ std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at) {
 }
 
 AttentionSetting attention_setting(const Config& config, int ranks) {
+  // Of heads cut unevenly the last rank has the most.
+  const int tensor = config.mesh.along(Axis::tensor);
+  const AttentionHeads heads = attention_heads(config.model, {.rank = tensor - 1, .size = tensor});
   return {.batch = std::min(config.train.micro_batch_size, config.train.global_batch_size),
           .cuts = Cuts::even(config.data.seq_length, ranks),
-          .heads = config.model.num_attention_heads,
-          .kv_heads = config.model.num_key_value_heads,
+          .heads = heads.query.size(),
+          .kv_heads = heads.key_value.size(),
           .head_dim = config.model.head_dim,
           .dtype = config.train.precision,
           .causal = config.model.causal,

@@ -9,59 +9,83 @@ namespace weft {
 DecoderLayer::DecoderLayer(int layer, const ModelConfig& config, const LayerStrategy& strategy)
     : layer_(layer),
       mixer_norm_(layer_prefix(layer) + "input_layernorm.weight", config.hidden_size,
-                  config.rms_norm_eps),
+                  config.rms_norm_eps, strategy.place),
       mixer_(mixer_kind(config.mixer_of(layer)).make(layer, config, strategy)),
       mlp_norm_(layer_prefix(layer) + "post_attention_layernorm.weight", config.hidden_size,
-                config.rms_norm_eps),
-      mlp_(layer_prefix(layer) + "mlp.", config) {}
+                config.rms_norm_eps, strategy.place),
+      mlp_(layer_prefix(layer) + "mlp.", config, strategy.place) {}
+
+DecoderLayer::Crossing::Crossing(int layer, const Tensor& x, const Frame& frame, StepContext& ctx)
+    : rows(frame, layer, ctx),
+      inputs(rows.room("branch inputs", x.dtype, x.dim(1))),
+      sums(rows.room("branch sums", x.dtype, x.dim(1))) {}
 
 Tensor DecoderLayer::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
+  const Scope scope(ctx.scratch);
+  const Crossing crossing(layer_, x, frame, ctx);
   frame.open_layer(ctx.scratch);
-  const Tensor y = compute(x, frame, ctx);
+  const Tensor y = compute(x, crossing, frame, ctx);
   frame.close_layer();
   return y;
 }
 
-Tensor DecoderLayer::compute(const Tensor& x, Frame& frame, StepContext& ctx) {
+Tensor DecoderLayer::compute(const Tensor& x, const Crossing& crossing, Frame& frame,
+                             StepContext& ctx) {
+  const RowPlace own{.row = crossing.rows.begin()};
   const Tensor mid = frame.push("mid", x.dtype, {x.dim(0), x.dim(1)});
-  add_branch(mixer_norm_, *mixer_, mid, x, frame, ctx);
-  ctx.observe(frame, layer_, "mixer", mid);
+  add_branch(mixer_norm_, *mixer_, mid, x, crossing, frame, ctx);
+  ctx.observe(frame, layer_, "mixer", mid, own);
   const Tensor y = frame.push("stream", x.dtype, {x.dim(0), x.dim(1)}, Recompute::layer);
-  add_branch(mlp_norm_, mlp_, frame.present("stream") ? Tensor{} : y, mid, frame, ctx);
-  ctx.observe(frame, layer_, "mlp", y);
+  add_branch(mlp_norm_, mlp_, frame.present("stream") ? Tensor{} : y, mid, crossing, frame, ctx);
+  ctx.observe(frame, layer_, "mlp", y, own);
   return y;
 }
 
 void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
-  if (frame.reopen_layer(ctx.scratch)) {
+  const Scope scope(ctx.scratch);
+  const Crossing crossing(layer_, d, frame, ctx);
+  const RowPlace own{.row = crossing.rows.begin()};
+  const bool again = frame.reopen_layer(ctx.scratch);
+  if (again) {
     Probe probe = std::exchange(ctx.probe, {});  // it has seen all this
-    compute(frame.peek("stream"), frame, ctx);
+    compute(frame.peek("stream"), crossing, frame, ctx);
     ctx.probe = std::move(probe);
   }
-  ctx.observe(frame, layer_, "dmlp", d);
-  add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), frame, ctx);
+  ctx.observe(frame, layer_, "dmlp", d, own);
+  add_branch_gradient(mlp_norm_, mlp_, d, frame.peek("mid"), again, crossing, frame, ctx);
   frame.pop("stream");
   frame.release_popped();
-  ctx.observe(frame, layer_, "dmixer", d);
-  add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), frame, ctx);
+  ctx.observe(frame, layer_, "dmixer", d, own);
+  add_branch_gradient(mixer_norm_, *mixer_, d, frame.peek("stream"), /*gathered=*/false, crossing,
+                      frame, ctx);
   frame.pop("mid");
   frame.close_layer();
 }
 
 void DecoderLayer::add_branch(const RmsNorm& norm, Layer& branch, const Tensor& y, const Tensor& x,
-                              Frame& frame, StepContext& ctx) const {
+                              const Crossing& crossing, Frame& frame, StepContext& ctx) const {
+  const auto& [rows, inputs, sums] = crossing;
   const Tensor normed = frame.push("normed", x.dtype, {x.dim(0), x.dim(1)});
   norm.forward(normed, x, frame, ctx);
-  branch.forward(y, normed, frame, ctx);
-  if (y) add({.y = y, .a = y, .b = x}, ctx.compute);
+  const Tensor all = rows.gather(normed, inputs, Tag::Pass::forward);
+  const Tensor partial = y && sums ? sums : y;
+  branch.forward(partial, all, frame, ctx);
+  if (y) add({.y = y, .a = rows.sum(partial, Tag::Pass::forward), .b = x}, ctx.compute);
 }
 
 void DecoderLayer::add_branch_gradient(const RmsNorm& norm, Layer& branch, const Tensor& d,
-                                       const Tensor& x, Frame& frame, StepContext& ctx) const {
+                                       const Tensor& x, bool gathered, const Crossing& crossing,
+                                       Frame& frame, StepContext& ctx) const {
+  const auto& [rows, inputs, sums] = crossing;
   const Scope scope(ctx.scratch);
-  const Tensor dnormed = ctx.scratch.allocate("dnormed", x.dtype, {x.dim(0), x.dim(1)});
-  branch.backward(dnormed, d, frame.peek("normed"), frame, ctx);
-  norm.backward(d, dnormed, x, frame, ctx);
+  const Tensor normed = frame.peek("normed");
+  const Tensor all = gathered && inputs ? inputs : rows.gather(normed, inputs, Tag::Pass::backward);
+  const Tensor dy =
+      rows.gather(d, rows.room("branch gradient", d.dtype, d.dim(1)), Tag::Pass::backward);
+  const Tensor dnormed =
+      sums ? sums : ctx.scratch.allocate("dnormed", x.dtype, {x.dim(0), x.dim(1)});
+  branch.backward(dnormed, dy, all, frame, ctx);
+  norm.backward(d, rows.sum(dnormed, Tag::Pass::backward), x, frame, ctx);
   frame.pop("normed");
 }
 

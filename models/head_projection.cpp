@@ -8,9 +8,14 @@ Tensor flat_heads(const Tensor& heads) {
   return heads.reshape({heads.dim(0) * heads.dim(1), heads.dim(2) * heads.dim(3)});
 }
 
-HeadProjection::HeadProjection(std::string name, const ModelConfig& config, int64_t heads,
+RowPlace place_of(const Piece& heads, int64_t width) {
+  const Piece columns = heads.times(width);
+  return {.column = columns.begin, .columns = columns.total};
+}
+
+HeadProjection::HeadProjection(std::string name, const ModelConfig& config, const Piece& heads,
                                bool rotary)
-    : linear(std::move(name), config.hidden_size, heads * config.head_dim,
+    : linear(std::move(name), config.hidden_size, heads.times(config.head_dim),
              fan_in_std(config.hidden_size)),
       rotary_(rotary) {}
 

@@ -4,11 +4,11 @@
 
 namespace weft {
 
-/// A projection whose outputs are heads, [B, T, heads, D], rotated by their positions where it is
-/// rotary. Reads the frame's "cos" and "sin".
+/// A projection whose outputs are the rank's heads, [B, T, heads, D], rotated by their positions
+/// where it is rotary. Reads the frame's "cos" and "sin".
 class HeadProjection {
  public:
-  HeadProjection(std::string name, const ModelConfig& config, int64_t heads, bool rotary);
+  HeadProjection(std::string name, const ModelConfig& config, const Piece& heads, bool rotary);
 
   /// heads: overwritten with those of x [R, C].
   void forward(const Tensor& heads, const Tensor& x, const Frame& frame, StepContext& ctx) const;
@@ -27,5 +27,8 @@ class HeadProjection {
 
 /// [B, T, heads, D] as the rows of a matrix, [B T, heads D].
 Tensor flat_heads(const Tensor& heads);
+
+/// Where heads of this width lie in the rows of all heads.
+RowPlace place_of(const Piece& heads, int64_t width);
 
 }  // namespace weft

@@ -25,8 +25,13 @@ double output_std(int64_t in, const ModelConfig& config) {
   return fan_in_std(in) / std::sqrt(2.0 * static_cast<double>(config.num_hidden_layers));
 }
 
-Linear::Linear(std::string name, int64_t in, int64_t out, double init_std)
-    : weight{.name = std::move(name), .shape = {out, in}, .init_std = init_std} {}
+Linear::Linear(std::string name, int64_t in, const Piece& out, double init_std)
+    : weight(
+          cut({.name = std::move(name), .shape = {out.total, in}, .init_std = init_std}, 0, out)) {}
+
+Linear::Linear(std::string name, const Piece& in, int64_t out, double init_std)
+    : weight(
+          cut({.name = std::move(name), .shape = {out, in.total}, .init_std = init_std}, 1, in)) {}
 
 void Linear::forward(const Tensor& y, const Tensor& x, StepContext& ctx) const {
   const Scope scope(ctx.scratch);

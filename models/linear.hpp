@@ -3,16 +3,19 @@
 
 #include "models/model_config.hpp"
 #include "parallel/layer.hpp"
+#include "parallel/tensor/tensor_place.hpp"
 
 namespace weft {
 
 class Linear {
  public:
-  /// `init_std`: of the initial values.
-  Linear(std::string name, int64_t in, int64_t out, double init_std);
+  /// Of the outputs `out`. `init_std`: of the initial values.
+  Linear(std::string name, int64_t in, const Piece& out, double init_std);
+  /// Of the inputs `in`: what it gives are partial sums.
+  Linear(std::string name, const Piece& in, int64_t out, double init_std);
 
-  // Inputs and gradients of outputs may have the accumulator type of the weight's: products take
-  // them rounded to the weight's own.
+  // Below, in and out are the rank's own. Inputs and gradients of outputs may have the accumulator
+  // type of the weight's: products take them rounded to the weight's own.
 
   /// y: [R, out], overwritten.
   void forward(const Tensor& y, const Tensor& x, StepContext& ctx) const;
@@ -29,7 +32,8 @@ class Linear {
   Parameter weight;  // [out, in]
 };
 
-/// in^-1/2, the default of matrices: keeps the scale of activations whatever the width.
+/// Of all inputs, whatever a rank has of them: in^-1/2, the default of matrices: keeps the scale of
+/// activations whatever the width.
 double fan_in_std(int64_t in);
 /// The same for projections that write to the residual stream, scaled by (2 layers)^-1/2 so that
 /// the stream's variance does not grow with depth.

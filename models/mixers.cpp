@@ -10,16 +10,20 @@ namespace {
 std::unique_ptr<Layer> make_softmax(int layer, const ModelConfig& config,
                                     const LayerStrategy& strategy) {
   return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
-                                            strategy.attention->make());
+                                            strategy.place, strategy.attention->make());
 }
 
-std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config, const LayerStrategy&) {
+std::unique_ptr<Layer> make_window(int layer, const ModelConfig& config,
+                                   const LayerStrategy& strategy) {
   return std::make_unique<SoftmaxAttention>(layer_prefix(layer) + "self_attn.", layer, config,
-                                            make_windowed_attention(), config.window_of(layer));
+                                            strategy.place, make_windowed_attention(),
+                                            config.window_of(layer));
 }
 
-std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config, const LayerStrategy&) {
-  return std::make_unique<ProjectedAttention>(layer_prefix(layer) + "self_attn.", layer, config);
+std::unique_ptr<Layer> make_projected(int layer, const ModelConfig& config,
+                                      const LayerStrategy& strategy) {
+  return std::make_unique<ProjectedAttention>(layer_prefix(layer) + "self_attn.", layer, config,
+                                              strategy.place);
 }
 
 /// Of the letter.
@@ -27,7 +31,7 @@ template <char letter>
 std::unique_ptr<Layer> make_state_mixer(int layer, const ModelConfig& config,
                                         const LayerStrategy& strategy) {
   return std::make_unique<StateMixer>(layer_prefix(layer) + "linear_attn.", layer, config,
-                                      state_layout(config, letter),
+                                      state_layout(config, letter), strategy.place,
                                       strategy.scan->make(strategy.scan_options));
 }
 

@@ -8,14 +8,17 @@
 #include "models/model_config.hpp"
 #include "parallel/layer.hpp"
 #include "parallel/sequence/strategies.hpp"
+#include "parallel/tensor/tensor_place.hpp"
 
 namespace weft {
 
-/// How one layer crosses the sequence axis. A mixer takes what it needs.
+/// How one layer crosses the sequence axis, and its place on the tensor axis. A mixer takes what it
+/// needs.
 struct LayerStrategy {
   const AttentionStrategy* attention;
   const StateScanKind* scan;
   StateScanOptions scan_options;
+  TensorPlace place = {};
 };
 
 struct MixerKind {

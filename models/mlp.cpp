@@ -4,21 +4,23 @@
 
 namespace weft {
 
-Mlp::Mlp(const std::string& prefix, const ModelConfig& config)
-    : width_(config.intermediate_size),
-      gate_(prefix + "gate_proj.weight", config.hidden_size, width_,
+Mlp::Mlp(const std::string& prefix, const ModelConfig& config, const TensorPlace& place)
+    : columns_(place.piece(config.intermediate_size)),
+      gate_(prefix + "gate_proj.weight", config.hidden_size, columns_,
             fan_in_std(config.hidden_size)),
-      up_(prefix + "up_proj.weight", config.hidden_size, width_, fan_in_std(config.hidden_size)),
-      down_(prefix + "down_proj.weight", width_, config.hidden_size, output_std(width_, config)) {}
+      up_(prefix + "up_proj.weight", config.hidden_size, columns_, fan_in_std(config.hidden_size)),
+      down_(prefix + "down_proj.weight", columns_, config.hidden_size,
+            output_std(columns_.total, config)) {}
 
 void Mlp::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
-  const Tensor gate = frame.push("gate", x.dtype, {x.dim(0), width_});
-  const Tensor up = frame.push("up", x.dtype, {x.dim(0), width_});
+  const Tensor gate = frame.push("gate", x.dtype, {x.dim(0), columns_.size()});
+  const Tensor up = frame.push("up", x.dtype, {x.dim(0), columns_.size()});
   gate_.forward(gate, x, ctx);
   up_.forward(up, x, ctx);
   if (!y) return;
   const Scope scope(ctx.scratch);
-  const Tensor activation = ctx.scratch.allocate("activation", x.dtype, {x.dim(0), width_});
+  const Tensor activation =
+      ctx.scratch.allocate("activation", x.dtype, {x.dim(0), columns_.size()});
   swiglu_forward({.y = activation, .gate = gate, .up = up}, ctx.compute);
   down_.forward(y, activation, ctx);
 }
@@ -29,7 +31,8 @@ void Mlp::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& f
   const Tensor gate = frame.pop("gate");
   const Scope scope(ctx.scratch);
   // The widest tensors of a layer: each gradient takes the place of what it is of.
-  const Tensor activation = ctx.scratch.allocate("activation", x.dtype, {x.dim(0), width_});
+  const Tensor activation =
+      ctx.scratch.allocate("activation", x.dtype, {x.dim(0), columns_.size()});
   down_.backward_input(activation, dy, ctx);
   swiglu_backward(
       {.dgate = gate, .dup = up, .y = activation, .dy = activation, .gate = gate, .up = up},

@@ -10,7 +10,7 @@ namespace weft {
 class Mlp final : public Layer {
  public:
   /// `prefix`: "model.layers.<i>.mlp."
-  Mlp(const std::string& prefix, const ModelConfig& config);
+  Mlp(const std::string& prefix, const ModelConfig& config, const TensorPlace& place);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
   void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -18,7 +18,7 @@ class Mlp final : public Layer {
   void visit(const std::function<void(Parameter&)>& f) override;
 
  private:
-  int64_t width_;  // F
+  Piece columns_;  // of F
   Linear gate_, up_, down_;
 };
 

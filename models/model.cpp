@@ -71,8 +71,9 @@ void fill_windows(const std::vector<int64_t>& windows, const KeyRange& keys, con
 
 }  // namespace
 
-Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice)
-    : config_(config), inputs_(inputs_of(strategies)), embedding_(config) {
+Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice,
+             const TensorPlace& place)
+    : config_(config), inputs_(inputs_of(strategies)), embedding_(config, place) {
   if (inputs_.keys) frequencies_ = rope_frequencies(config.rope, config.head_dim);
   if (inputs_.state_rotary) {
     state_frequencies_ = rope_frequencies(config.rope, state_layout(config, 'L').key_dim);
@@ -88,11 +89,12 @@ Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, in
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     const LayerStrategy strategy{.attention = pick(strategies.attention, "*", layer),
                                  .scan = pick(strategies.scans, "LG", layer),
-                                 .scan_options = strategies.scan_options};
+                                 .scan_options = strategies.scan_options,
+                                 .place = place};
     layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, strategy));
   }
-  head_ = std::make_unique<LossHead>(config_, loss_slice,
-                                     config_.tie_word_embeddings ? &embedding_.table : nullptr);
+  head_ = std::make_unique<LossHead>(
+      config_, loss_slice, config_.tie_word_embeddings ? &embedding_.table : nullptr, place);
 }
 
 Model::Inputs Model::inputs_of(const SequenceStrategies& strategies) const {
@@ -200,8 +202,9 @@ void Model::forward(Frame& frame, StepContext& ctx) {
 
 void Model::backward(Frame& frame, StepContext& ctx) {
   const Scope scope(ctx.scratch);
-  const Tensor d = ctx.scratch.allocate("dstream", ctx.dtype, {frame.rows(), config_.hidden_size});
-  head_->backward(d, frame.peek("stream"), frame, ctx);
+  const Tensor x = frame.peek("stream");
+  const Tensor d = ctx.scratch.allocate("dstream", ctx.dtype, {x.dim(0), x.dim(1)});
+  head_->backward(d, x, frame, ctx);
   for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
     (*layer)->backward(d, frame, ctx);
   }

@@ -33,8 +33,10 @@ struct SequenceStrategies {
 
 class Model {
  public:
-  /// `loss_slice`: tokens whose logits exist at once.
-  Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice);
+  /// `loss_slice`: tokens whose logits exist at once. `place`: which heads, columns and tokens of
+  /// the vocabulary are this rank's.
+  Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice,
+        const TensorPlace& place = {});
   Model(const Model&) = delete;  // stores point at its parameters
   Model& operator=(const Model&) = delete;
 

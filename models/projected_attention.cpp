@@ -10,27 +10,28 @@ Tensor columns(const Tensor& projection, const Frame& frame) {
   return projection.slice(1, frame.first_token(), frame.first_token() + frame.tokens());
 }
 
-Parameter projection(std::string name, const ModelConfig& config) {
-  return {.name = std::move(name),
-          .shape = {config.projected_keys, config.seq_length},
-          .init_std = fan_in_std(config.seq_length)};
+/// Shared by the heads, so that every rank of the tensor axis has it.
+Parameter projection(std::string name, const ModelConfig& config, const TensorPlace& place) {
+  return cut({.name = std::move(name),
+              .shape = {config.projected_keys, config.seq_length},
+              .init_std = fan_in_std(config.seq_length)},
+             0, place.whole(config.projected_keys));
 }
 
 }  // namespace
 
 ProjectedAttention::ProjectedAttention(const std::string& prefix, int layer,
-                                       const ModelConfig& config)
+                                       const ModelConfig& config, const TensorPlace& place)
     : layer_(layer),
-      heads_(config.num_attention_heads),
-      kv_heads_(config.num_key_value_heads),
+      heads_(attention_heads(config, place)),
       head_dim_(config.head_dim),
-      q_(prefix + "q_proj.weight", config, heads_, /*rotary=*/true),
-      k_(prefix + "k_proj.weight", config, kv_heads_, /*rotary=*/true),
-      v_(prefix + "v_proj.weight", config, kv_heads_, /*rotary=*/false),
-      o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
-         output_std(heads_ * head_dim_, config)),
-      k_projection_(projection(prefix + "k_projection.weight", config)),
-      v_projection_(projection(prefix + "v_projection.weight", config)) {
+      q_(prefix + "q_proj.weight", config, heads_.query, /*rotary=*/true),
+      k_(prefix + "k_proj.weight", config, heads_.key_value, /*rotary=*/true),
+      v_(prefix + "v_proj.weight", config, heads_.key_value, /*rotary=*/false),
+      o_(prefix + "o_proj.weight", heads_.query.times(head_dim_), config.hidden_size,
+         output_std(heads_.query.total * head_dim_, config)),
+      k_projection_(projection(prefix + "k_projection.weight", config, place)),
+      v_projection_(projection(prefix + "v_projection.weight", config, place)) {
   WEFT_CHECK(!config.causal && config.projected_keys > 0 && config.seq_length > 0,
              config.projected_keys, " rows of ", config.seq_length, " tokens");
 }
@@ -56,16 +57,15 @@ ProjectedShard ProjectedAttention::shard(const Tensor& q, const Tensor& k, const
 
 void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const DType wide = accumulator_of(x.dtype);
-  const Tensor q = frame.push("q", x.dtype, {B, T, heads_, head_dim_});
-  const Tensor k = frame.push("k", x.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor v = frame.push("v", x.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor projected =
-      frame.push("projected", wide, {2, B, k_projection_.shape[0], kv_heads_, head_dim_},
-                 Recompute::attention_output);
-  const Tensor out =
-      frame.push("out", wide, {B, T, heads_, head_dim_}, Recompute::attention_output);
-  const Tensor lse = frame.push("lse", wide, {B, heads_, T}, Recompute::attention_output);
+  const Tensor q = frame.push("q", x.dtype, {B, T, H, head_dim_});
+  const Tensor k = frame.push("k", x.dtype, {B, T, G, head_dim_});
+  const Tensor v = frame.push("v", x.dtype, {B, T, G, head_dim_});
+  const Tensor projected = frame.push(
+      "projected", wide, {2, B, k_projection_.shape[0], G, head_dim_}, Recompute::attention_output);
+  const Tensor out = frame.push("out", wide, {B, T, H, head_dim_}, Recompute::attention_output);
+  const Tensor lse = frame.push("lse", wide, {B, H, T}, Recompute::attention_output);
   k_.forward(k, x, frame, ctx);
   v_.forward(v, x, frame, ctx);
   const ProjectedShard own = shard(q, k, v, frame, ctx);
@@ -77,38 +77,41 @@ void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame,
     ctx.compute.wait(summed);
   }
   if (attends) attend_projected(own, projected, out, lse, ctx);
-  ctx.observe(frame, layer_, "q", q);
-  ctx.observe(frame, layer_, "k", k);
-  ctx.observe(frame, layer_, "v", v);
-  ctx.observe(frame, layer_, "out", out);
+  ctx.observe(frame, layer_, "q", q, place_of(heads_.query, head_dim_));
+  if (heads_.key_value.copy == 0) {  // the gradients of the copies add up, the values do not
+    ctx.observe(frame, layer_, "k", k, place_of(heads_.key_value, head_dim_));
+    ctx.observe(frame, layer_, "v", v, place_of(heads_.key_value, head_dim_));
+  }
+  ctx.observe(frame, layer_, "out", out, place_of(heads_.query, head_dim_));
   o_.forward(y, flat_heads(out), ctx);
 }
 
 void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
                                   StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const Tensor lse = frame.pop("lse"), out = frame.pop("out");
   const Tensor projected = frame.pop("projected");
   const Tensor v = frame.pop("v"), k = frame.pop("k"), q = frame.pop("q");
   const ProjectedShard own = shard(q, k, v, frame, ctx);
   const Scope scope(ctx.scratch);
-  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, heads_, head_dim_});
-  const Tensor dq = ctx.scratch.allocate("dq", out.dtype, {B, T, heads_, head_dim_});
-  const Tensor dk = ctx.scratch.allocate("dk", out.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor dprojected = ctx.scratch.allocate(
-      "dprojected", projected.dtype, {2, B, k_projection_.shape[0], kv_heads_, head_dim_});
+  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, H, head_dim_});
+  const Tensor dq = ctx.scratch.allocate("dq", out.dtype, {B, T, H, head_dim_});
+  const Tensor dk = ctx.scratch.allocate("dk", out.dtype, {B, T, G, head_dim_});
+  const Tensor dv = ctx.scratch.allocate("dv", out.dtype, {B, T, G, head_dim_});
+  const Tensor dprojected = ctx.scratch.allocate("dprojected", projected.dtype,
+                                                 {2, B, k_projection_.shape[0], G, head_dim_});
   o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   const Event summed =
       attend_projected_backward(own, projected, out, lse, dout, dq, dprojected, ctx);
-  ctx.observe(frame, layer_, "dout", dout);
-  ctx.observe(frame, layer_, "dq", dq);
+  ctx.observe(frame, layer_, "dout", dout, place_of(heads_.query, head_dim_));
+  ctx.observe(frame, layer_, "dq", dq, place_of(heads_.query, head_dim_));
   q_.backward(dx, dq, x, frame, ctx);
   ctx.compute.wait(summed);
   project_backward(own, dprojected, dk, dv, columns(ctx.gradient(k_projection_), frame),
                    columns(ctx.gradient(v_projection_), frame), ctx);
-  ctx.observe(frame, layer_, "dk", dk);
-  ctx.observe(frame, layer_, "dv", dv);
+  ctx.observe(frame, layer_, "dk", dk, place_of(heads_.key_value, head_dim_));
+  ctx.observe(frame, layer_, "dv", dv, place_of(heads_.key_value, head_dim_));
   k_.backward(dx, dk, x, frame, ctx, /*accumulate=*/true);
   v_.backward(dx, dv, x, frame, ctx, /*accumulate=*/true);
 }

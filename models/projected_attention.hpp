@@ -1,7 +1,7 @@
 #pragma once
 
 #include "models/head_projection.hpp"
-#include "models/model_config.hpp"
+#include "models/tensor_axis.hpp"
 #include "parallel/sequence/projected.hpp"
 
 namespace weft {
@@ -14,7 +14,8 @@ namespace weft {
 class ProjectedAttention final : public Layer {
  public:
   /// `prefix`: "model.layers.<layer>.self_attn."
-  ProjectedAttention(const std::string& prefix, int layer, const ModelConfig& config);
+  ProjectedAttention(const std::string& prefix, int layer, const ModelConfig& config,
+                     const TensorPlace& place);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
   void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -26,7 +27,8 @@ class ProjectedAttention final : public Layer {
                        const StepContext& ctx) const;
 
   int layer_;
-  int64_t heads_, kv_heads_, head_dim_;  // H, G, D
+  AttentionHeads heads_;  // H and G
+  int64_t head_dim_;      // D
   HeadProjection q_, k_, v_;
   Linear o_;
   Parameter k_projection_, v_projection_;  // [R, N]: E and F, shared by the heads

@@ -4,8 +4,10 @@
 
 namespace weft {
 
-RmsNorm::RmsNorm(std::string name, int64_t width, double eps)
-    : weight{.name = std::move(name), .shape = {width}, .init = Parameter::Init::ones}, eps_(eps) {}
+RmsNorm::RmsNorm(std::string name, int64_t width, double eps, const TensorPlace& place)
+    : weight(cut({.name = std::move(name), .shape = {width}, .init = Parameter::Init::ones}, 0,
+                 place.whole(width))),
+      eps_(eps) {}
 
 void RmsNorm::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) const {
   const Tensor rstd = frame.push("rstd", accumulator_of(x.dtype), {x.dim(0)});

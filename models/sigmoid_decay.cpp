@@ -4,8 +4,10 @@
 
 namespace weft {
 
-SigmoidDecay::SigmoidDecay(std::string bias_name, int64_t width, const ModelConfig& config)
-    : bias{.name = std::move(bias_name), .shape = {width}, .init = Parameter::Init::zeros},
+SigmoidDecay::SigmoidDecay(std::string bias_name, const Piece& channels, const ModelConfig& config)
+    : bias(cut(
+          {.name = std::move(bias_name), .shape = {channels.total}, .init = Parameter::Init::zeros},
+          0, channels)),
       normalizer_(config.linear.gate_normalizer.value_or(16)) {}
 
 void SigmoidDecay::forward(const Tensor& log_decay, const Tensor& x, StepContext& ctx) const {

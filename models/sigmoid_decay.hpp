@@ -4,6 +4,7 @@
 
 #include "models/model_config.hpp"
 #include "parallel/layer.hpp"
+#include "parallel/tensor/tensor_place.hpp"
 
 namespace weft {
 
@@ -11,9 +12,10 @@ namespace weft {
 /// model.linear.gate_normalizer of a projection's output x [R, width].
 class SigmoidDecay {
  public:
-  SigmoidDecay(std::string bias_name, int64_t width, const ModelConfig& config);
+  /// Of these channels; a rank has the width that is its own.
+  SigmoidDecay(std::string bias_name, const Piece& channels, const ModelConfig& config);
 
-  int64_t width() const { return bias.shape[0]; }
+  int64_t width() const { return bias.numel(); }
   /// log_decay: [..., width] or [..., H, K] of R width elements, overwritten.
   void forward(const Tensor& log_decay, const Tensor& x, StepContext& ctx) const;
   /// dx: overwritten; adds to the bias's gradient.

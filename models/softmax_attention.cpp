@@ -6,18 +6,18 @@
 namespace weft {
 
 SoftmaxAttention::SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
+                                   const TensorPlace& place,
                                    std::unique_ptr<AttentionParallel> strategy, int64_t window)
     : layer_(layer),
       causal_(config.causal),
       window_(window),
-      heads_(config.num_attention_heads),
-      kv_heads_(config.num_key_value_heads),
+      heads_(attention_heads(config, place)),
       head_dim_(config.head_dim),
-      q_(prefix + "q_proj.weight", config, heads_, /*rotary=*/true),
-      k_(prefix + "k_proj.weight", config, kv_heads_, /*rotary=*/true),
-      v_(prefix + "v_proj.weight", config, kv_heads_, /*rotary=*/false),
-      o_(prefix + "o_proj.weight", heads_ * head_dim_, config.hidden_size,
-         output_std(heads_ * head_dim_, config)),
+      q_(prefix + "q_proj.weight", config, heads_.query, /*rotary=*/true),
+      k_(prefix + "k_proj.weight", config, heads_.key_value, /*rotary=*/true),
+      v_(prefix + "v_proj.weight", config, heads_.key_value, /*rotary=*/false),
+      o_(prefix + "o_proj.weight", heads_.query.times(head_dim_), config.hidden_size,
+         output_std(heads_.query.total * head_dim_, config)),
       strategy_(std::move(strategy)) {
   const std::vector<int64_t> windows = config.distinct_windows();
   if (window > 0) {
@@ -52,41 +52,43 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
 
 void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const DType wide = accumulator_of(x.dtype);
-  const Tensor q = frame.push("q", x.dtype, {B, T, heads_, head_dim_});
-  const Tensor k = frame.push("k", x.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor v = frame.push("v", x.dtype, {B, T, kv_heads_, head_dim_});
-  const Tensor out =
-      frame.push("out", wide, {B, T, heads_, head_dim_}, Recompute::attention_output);
-  const Tensor lse = frame.push("lse", wide, {B, heads_, T}, Recompute::attention_output);
+  const Tensor q = frame.push("q", x.dtype, {B, T, H, head_dim_});
+  const Tensor k = frame.push("k", x.dtype, {B, T, G, head_dim_});
+  const Tensor v = frame.push("v", x.dtype, {B, T, G, head_dim_});
+  const Tensor out = frame.push("out", wide, {B, T, H, head_dim_}, Recompute::attention_output);
+  const Tensor lse = frame.push("lse", wide, {B, H, T}, Recompute::attention_output);
   q_.forward(q, x, frame, ctx);
   k_.forward(k, x, frame, ctx);
   v_.forward(v, x, frame, ctx);
   if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
-  ctx.observe(frame, layer_, "q", q);
-  ctx.observe(frame, layer_, "k", k);
-  ctx.observe(frame, layer_, "v", v);
-  ctx.observe(frame, layer_, "out", out);
+  ctx.observe(frame, layer_, "q", q, place_of(heads_.query, head_dim_));
+  if (heads_.key_value.copy == 0) {  // the gradients of the copies add up, the values do not
+    ctx.observe(frame, layer_, "k", k, place_of(heads_.key_value, head_dim_));
+    ctx.observe(frame, layer_, "v", v, place_of(heads_.key_value, head_dim_));
+  }
+  ctx.observe(frame, layer_, "out", out, place_of(heads_.query, head_dim_));
   o_.forward(y, flat_heads(out), ctx);
 }
 
 void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
                                 StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const Tensor lse = frame.pop("lse"), out = frame.pop("out");
   const Tensor v = frame.pop("v"), k = frame.pop("k"), q = frame.pop("q");
   const Scope scope(ctx.scratch);
-  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, heads_, head_dim_});
-  const AttentionGradients d{
-      .dq = ctx.scratch.allocate("dq", out.dtype, {B, T, heads_, head_dim_}),
-      .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, kv_heads_, head_dim_}),
-      .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, kv_heads_, head_dim_})};
+  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, H, head_dim_});
+  const AttentionGradients d{.dq = ctx.scratch.allocate("dq", out.dtype, {B, T, H, head_dim_}),
+                             .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, G, head_dim_}),
+                             .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, G, head_dim_})};
   o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
   strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
-  ctx.observe(frame, layer_, "dout", dout);
-  ctx.observe(frame, layer_, "dq", d.dq);
-  ctx.observe(frame, layer_, "dk", d.dk);
-  ctx.observe(frame, layer_, "dv", d.dv);
+  ctx.observe(frame, layer_, "dout", dout, place_of(heads_.query, head_dim_));
+  ctx.observe(frame, layer_, "dq", d.dq, place_of(heads_.query, head_dim_));
+  ctx.observe(frame, layer_, "dk", d.dk, place_of(heads_.key_value, head_dim_));
+  ctx.observe(frame, layer_, "dv", d.dv, place_of(heads_.key_value, head_dim_));
   q_.backward(dx, d.dq, x, frame, ctx);
   k_.backward(dx, d.dk, x, frame, ctx, /*accumulate=*/true);
   v_.backward(dx, d.dv, x, frame, ctx, /*accumulate=*/true);

@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "models/head_projection.hpp"
-#include "models/model_config.hpp"
+#include "models/tensor_axis.hpp"
 #include "parallel/sequence/attention_parallel.hpp"
 
 namespace weft {
@@ -18,7 +18,8 @@ class SoftmaxAttention final : public Layer {
   /// and its part of the frame's "window begin" stands in for "key begin"; 0: all keys of its
   /// document.
   SoftmaxAttention(const std::string& prefix, int layer, const ModelConfig& config,
-                   std::unique_ptr<AttentionParallel> strategy, int64_t window = 0);
+                   const TensorPlace& place, std::unique_ptr<AttentionParallel> strategy,
+                   int64_t window = 0);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
   void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
@@ -33,8 +34,9 @@ class SoftmaxAttention final : public Layer {
   int layer_;
   bool causal_;
   int64_t window_;
-  int64_t window_index_ = 0;             // of it among the model's windows
-  int64_t heads_, kv_heads_, head_dim_;  // H, G, D
+  int64_t window_index_ = 0;  // of it among the model's windows
+  AttentionHeads heads_;      // H and G
+  int64_t head_dim_;          // D
   HeadProjection q_, k_, v_;
   Linear o_;
   std::unique_ptr<AttentionParallel> strategy_;

@@ -12,6 +12,7 @@
 
 #include "models/model_config.hpp"
 #include "parallel/layer.hpp"
+#include "parallel/tensor/tensor_place.hpp"
 #include "src/kernels/gated_norm.hpp"
 #include "src/kernels/state_mixer.hpp"
 
@@ -22,7 +23,7 @@ struct StateFamily;
 /// What a config makes of a family for its layers.
 struct StateLayout {
   const StateFamily* family = nullptr;
-  int64_t heads = 0, key_dim = 0, value_dim = 0;  // H, K, V
+  int64_t heads = 0, key_dim = 0, value_dim = 0;  // all heads; K, V
   int64_t taps = 0;                               // W of the short convolution; 0: none
   FeatureMap feature_map = FeatureMap::identity;
   GateFunction output_gate = GateFunction::none;
@@ -36,7 +37,8 @@ struct DecayValues {
   Tensor beta;       // [B, T, H]; delta only
 };
 
-/// Makes the gates of a family whose decay depends on the token, from x [R, C].
+/// Makes the gates of a family whose decay depends on the token, from x [R, C]; H are the rank's
+/// heads.
 class DecayGate {
  public:
   virtual ~DecayGate() = default;
@@ -68,11 +70,13 @@ struct StateFamily {
   bool unit_keys = false;  // q and k have length 1
   bool scaled = true;      // queries by K^-1/2
   bool norm_heads = true;  // the output's norm is over a head; else over the whole token
-  /// Of kind fixed: log alpha by head, of layer `layer` of `layers`.
+  /// Of kind fixed: log alpha by head, of all heads, of layer `layer` of `layers`.
   std::vector<double> (*fixed_log_decay)(int64_t layer, int64_t layers, int64_t heads) = nullptr;
-  /// Of kinds scalar, vector and delta. Names of parameters begin with `prefix`.
+  /// Of kinds scalar, vector and delta, for the heads of a rank. Names of parameters begin with
+  /// `prefix`.
   std::unique_ptr<DecayGate> (*make_gate)(const std::string& prefix, const ModelConfig& config,
-                                          const StateLayout& layout) = nullptr;
+                                          const StateLayout& layout,
+                                          const TensorPlace& place) = nullptr;
 };
 
 /// Those of letter L, by model.linear.family.

@@ -40,9 +40,9 @@ double tap_std(int64_t taps) {
 }  // namespace
 
 StateInput::StateInput(const std::string& prefix, Role role, const ModelConfig& config,
-                       const StateLayout& layout)
+                       const StateLayout& layout, const Piece& heads)
     : role_(role),
-      heads_(layout.heads),
+      heads_(heads),
       width_(role == Role::value ? layout.value_dim : layout.key_dim),
       taps_(layout.taps),
       silu_(layout.family->silu && layout.taps == 0),
@@ -50,21 +50,22 @@ StateInput::StateInput(const std::string& prefix, Role role, const ModelConfig& 
       unit_(layout.family->unit_keys && role != Role::value),
       map_(role == Role::value ? FeatureMap::identity : layout.feature_map),
       projection_(concat(prefix, names_of(role).letter, "_proj.weight"), config.hidden_size,
-                  heads_ * width_, fan_in_std(config.hidden_size)),
-      convolution_{.name = concat(prefix, names_of(role).letter, "_conv1d.weight"),
-                   .shape = {heads_ * width_, 1, taps_},
-                   .init_std = taps_ > 0 ? tap_std(taps_) : 0} {}
+                  heads_.times(width_), fan_in_std(config.hidden_size)),
+      convolution_(cut({.name = concat(prefix, names_of(role).letter, "_conv1d.weight"),
+                        .shape = {heads_.total * width_, 1, taps_},
+                        .init_std = taps_ > 0 ? tap_std(taps_) : 0},
+                       0, heads_.times(width_))) {}
 
 StateInput::Slots StateInput::push(Frame& frame, int64_t halo, DType dtype) const {
-  const int64_t B = frame.batch(), T = frame.tokens();
+  const int64_t B = frame.batch(), T = frame.tokens(), H = heads_.size();
   const Names& names = names_of(role_);
   Slots slots;
-  if (has_raw()) slots.raw = frame.push(names.raw, dtype, {B, T, heads_, width_});
+  if (has_raw()) slots.raw = frame.push(names.raw, dtype, {B, T, H, width_});
   if (convolves()) {
-    slots.before = frame.push(names.before, dtype, {halo, B, heads_, width_}, Recompute::layer);
+    slots.before = frame.push(names.before, dtype, {halo, B, H, width_}, Recompute::layer);
   }
-  slots.value = frame.push(names.value, dtype, {B, T, heads_, width_});
-  if (unit_) slots.rnorm = frame.push(names.rnorm, accumulator_of(dtype), {B * T * heads_});
+  slots.value = frame.push(names.value, dtype, {B, T, H, width_});
+  if (unit_) slots.rnorm = frame.push(names.rnorm, accumulator_of(dtype), {B * T * H});
   if (!has_raw()) slots.raw = slots.value;
   return slots;
 }

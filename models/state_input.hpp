@@ -5,7 +5,7 @@
 
 namespace weft {
 
-/// The queries, the keys or the values of a state mixer, [B, T, H, D]:
+/// The queries, the keys or the values of a state mixer, [B, T, H, D], of the rank's H heads:
 ///   projection -> short convolution with silu, or silu alone -> feature map, rotation, unit length
 /// What stands before the first arrow's silu is kept for backward, what comes after it is computed
 /// in place. Reads the frame's "positions", and "state cos" and "state sin" where it rotates.
@@ -15,7 +15,7 @@ class StateInput {
 
   /// `prefix`: "model.layers.<layer>.linear_attn."
   StateInput(const std::string& prefix, Role role, const ModelConfig& config,
-             const StateLayout& layout);
+             const StateLayout& layout, const Piece& heads);
 
   /// The slots of one micro-batch.
   struct Slots {
@@ -49,7 +49,8 @@ class StateInput {
   bool has_raw() const { return convolves() || silu_; }
 
   Role role_;
-  int64_t heads_, width_, taps_;
+  Piece heads_;
+  int64_t width_, taps_;
   bool silu_, rotary_, unit_;
   FeatureMap map_;
   Linear projection_;

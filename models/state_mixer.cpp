@@ -9,40 +9,59 @@ namespace {
 
 constexpr const char* kGateActivations[] = {"gate a", "gate b"};
 
+Parameter norm_weight(std::string name, const Piece& columns) {
+  return cut({.name = std::move(name), .shape = {columns.total}, .init = Parameter::Init::ones}, 0,
+             columns);
+}
+
 }  // namespace
 
 StateMixer::StateMixer(const std::string& prefix, int layer, const ModelConfig& config,
-                       const StateLayout& layout, std::unique_ptr<StateScan> scan)
+                       const StateLayout& layout, const TensorPlace& place,
+                       std::unique_ptr<StateScan> scan)
     : layer_(layer),
       layout_(layout),
-      q_(prefix, StateInput::Role::query, config, layout),
-      k_(prefix, StateInput::Role::key, config, layout),
-      v_(prefix, StateInput::Role::value, config, layout),
-      output_gate_(prefix + "g_proj.weight", config.hidden_size, layout.heads * layout.value_dim,
+      heads_(place.piece(layout.heads)),
+      q_(prefix, StateInput::Role::query, config, layout, heads_),
+      k_(prefix, StateInput::Role::key, config, layout, heads_),
+      v_(prefix, StateInput::Role::value, config, layout, heads_),
+      output_gate_(prefix + "g_proj.weight", config.hidden_size, heads_.times(layout.value_dim),
                    fan_in_std(config.hidden_size)),
-      norm_{
-          .name = prefix + "o_norm.weight",
-          .shape = {layout.family->norm_heads ? layout.value_dim : layout.heads * layout.value_dim},
-          .init = Parameter::Init::ones},
+      norm_(norm_weight(prefix + "o_norm.weight", norms_tokens() ? heads_.times(layout.value_dim)
+                                                                 : place.whole(layout.value_dim))),
       eps_(config.rms_norm_eps),
-      o_(prefix + "o_proj.weight", layout.heads * layout.value_dim, config.hidden_size,
+      o_(prefix + "o_proj.weight", heads_.times(layout.value_dim), config.hidden_size,
          output_std(layout.heads * layout.value_dim, config)),
       scan_(std::move(scan)) {
   const StateFamily& family = *layout.family;
   if (family.fixed_log_decay != nullptr) {
-    fixed_log_decay_ = family.fixed_log_decay(layer, config.num_hidden_layers, layout.heads);
+    const std::vector<double> all =
+        family.fixed_log_decay(layer, config.num_hidden_layers, layout.heads);
+    fixed_log_decay_.assign(all.begin() + heads_.begin, all.begin() + heads_.end);
   }
-  if (family.make_gate != nullptr) gate_ = family.make_gate(prefix, config, layout);
+  if (family.make_gate != nullptr) gate_ = family.make_gate(prefix, config, layout, place);
 }
 
 Tensor StateMixer::norm_rows(const Tensor& heads) const {
-  const int64_t width = norm_.shape[0];
+  const int64_t width = norm_.numel();
   return heads.reshape({heads.numel() / width, width});
+}
+
+void StateMixer::sum_over_heads(const Tensor& sums, Tag::Pass pass, const Frame& frame,
+                                StepContext& ctx) const {
+  Communicator& group =
+      ctx.mesh.along(Axis::tensor, pass == Tag::Pass::forward ? Lane::forward : Lane::backward);
+  const Scope scope(ctx.scratch);
+  const int64_t piece = (sums.numel() + group.size() - 1) / group.size();
+  const Tensor received =
+      group.size() == 1 ? Tensor{} : ctx.scratch.allocate("sums over heads", sums.dtype, {piece});
+  ctx.compute.wait(group.all_reduce(
+      sums, received, {layer_, Tag::Purpose::activation, pass, frame.micro_batch()}, ctx.compute));
 }
 
 StateMixer::Slots StateMixer::push(Frame& frame, int64_t halo, DType dtype) const {
   const int64_t B = frame.batch(), T = frame.tokens();
-  const int64_t H = layout_.heads, K = layout_.key_dim, V = layout_.value_dim;
+  const int64_t H = heads_.size(), K = layout_.key_dim, V = layout_.value_dim;
   const DType wide = accumulator_of(dtype);
   Slots slots;
   slots.q = q_.push(frame, halo, dtype);
@@ -72,7 +91,10 @@ StateMixer::Slots StateMixer::push(Frame& frame, int64_t halo, DType dtype) cons
   if (gated()) slots.output_gate = frame.push("output gate", dtype, {B, T, H, V});
   slots.entering = frame.push("entering", wide, {B, H, K, V}, Recompute::layer);
   slots.out = frame.push("out", wide, {B, T, H, V}, Recompute::attention_output);
-  slots.rstd = frame.push("out rstd", wide, {B * T * H * V / norm_.shape[0]});
+  if (norms_tokens()) {
+    slots.squares = frame.push("out squares", wide, {frame.rows()}, Recompute::layer);
+  }
+  slots.rstd = frame.push("out rstd", wide, {B * T * H * V / norm_.numel()});
   return slots;
 }
 
@@ -85,6 +107,7 @@ StateMixer::Slots StateMixer::peek(const Frame& frame) const {
               .output_gate = {},
               .entering = frame.peek("entering"),
               .out = frame.peek("out"),
+              .squares = {},
               .rstd = frame.peek("out rstd")};
   if (layout_.family->kind != StateKind::none) slots.gates.log_decay = frame.peek("log decay");
   if (layout_.family->kind == StateKind::delta) slots.gates.beta = frame.peek("beta");
@@ -92,11 +115,13 @@ StateMixer::Slots StateMixer::peek(const Frame& frame) const {
     if (gate_->widths()[i] > 0) slots.gate_activations[i] = frame.peek(kGateActivations[i]);
   }
   if (gated()) slots.output_gate = frame.peek("output gate");
+  if (norms_tokens()) slots.squares = frame.peek("out squares");
   return slots;
 }
 
 void StateMixer::pop(Frame& frame) const {
   frame.pop("out rstd");
+  if (norms_tokens()) frame.pop("out squares");
   frame.pop("out");
   frame.pop("entering");
   if (gated()) frame.pop("output gate");
@@ -141,13 +166,19 @@ void StateMixer::make_inputs(const Slots& slots, const Tensor& x, const TokenHal
   v_.finish(slots.v, frame, ctx);
 }
 
+void StateMixer::observe(const char* name, const Tensor& heads, const Frame& frame,
+                         StepContext& ctx) const {
+  const int64_t width = heads.ndim > 3 ? heads.dim(3) : 1;
+  ctx.observe(frame, layer_, name, heads, place_of(heads_, width));
+}
+
 void StateMixer::observe(const Slots& slots, const Frame& frame, StepContext& ctx) const {
-  ctx.observe(frame, layer_, "q", slots.q.value);
-  ctx.observe(frame, layer_, "k", slots.k.value);
-  ctx.observe(frame, layer_, "v", slots.v.value);
-  if (gate_) ctx.observe(frame, layer_, "log_decay", slots.gates.log_decay);
-  if (slots.gates.beta) ctx.observe(frame, layer_, "beta", slots.gates.beta);
-  ctx.observe(frame, layer_, "out", slots.out);
+  observe("q", slots.q.value, frame, ctx);
+  observe("k", slots.k.value, frame, ctx);
+  observe("v", slots.v.value, frame, ctx);
+  if (gate_) observe("log_decay", slots.gates.log_decay, frame, ctx);
+  if (slots.gates.beta) observe("beta", slots.gates.beta, frame, ctx);
+  observe("out", slots.out, frame, ctx);
 }
 
 StateShard StateMixer::shard(const Slots& slots, const Frame& frame) const {
@@ -177,6 +208,10 @@ void StateMixer::forward(const Tensor& y, const Tensor& x, Frame& frame, StepCon
     mix_states(shard(slots, frame), slots.out, slots.entering, scan, ctx, project_gate);
   }
   observe(slots, frame, ctx);
+  if (norms_tokens() && !frame.present("out squares")) {
+    row_squares({.squares = slots.squares, .x = norm_rows(slots.out)}, ctx.compute);
+    sum_over_heads(slots.squares, Tag::Pass::forward, frame, ctx);
+  }
   const Scope scope(ctx.scratch);
   const Tensor normed = ctx.scratch.allocate(
       "gated output", x.dtype,
@@ -187,7 +222,9 @@ void StateMixer::forward(const Tensor& y, const Tensor& x, Frame& frame, StepCon
                       .gate = gated() ? norm_rows(slots.output_gate) : Tensor{},
                       .weight = ctx.weight(norm_),
                       .function = layout_.output_gate,
-                      .eps = eps_},
+                      .eps = eps_,
+                      .squares = slots.squares,
+                      .whole = heads_.total * layout_.value_dim},
                      ctx.compute);
   if (y) o_.forward(y, flat_heads(normed), ctx);
 }
@@ -218,6 +255,18 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
     const Tensor dnormed = like_out("dgated output");
     const Tensor dgate = gated() ? like_out("doutput gate") : Tensor{};
     o_.backward_input(flat_heads(dnormed), dy, ctx);
+    Tensor along;
+    if (norms_tokens()) {
+      along = ctx.scratch.allocate("out along", slots.out.dtype, {frame.rows()});
+      gated_norm_along({.along = along,
+                        .dy = norm_rows(dnormed),
+                        .x = norm_rows(slots.out),
+                        .gate = gated() ? norm_rows(slots.output_gate) : Tensor{},
+                        .weight = ctx.weight(norm_),
+                        .function = layout_.output_gate},
+                       ctx.compute);
+      sum_over_heads(along, Tag::Pass::backward, frame, ctx);
+    }
     gated_norm_backward({.dx = norm_rows(dout),
                          .dgate = gated() ? norm_rows(dgate) : Tensor{},
                          .dweight = ctx.gradient(norm_),
@@ -227,9 +276,11 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
                          .rstd = slots.rstd,
                          .gate = gated() ? norm_rows(slots.output_gate) : Tensor{},
                          .weight = ctx.weight(norm_),
-                         .function = layout_.output_gate},
+                         .function = layout_.output_gate,
+                         .along = along,
+                         .whole = heads_.total * layout_.value_dim},
                         ctx.compute);
-    ctx.observe(frame, layer_, "dout", dout);
+    observe("dout", dout, frame, ctx);
     const StateGradients d = allocate_gradients(slots, ctx.scratch);
     mix_states_backward(shard(slots, frame), slots.entering, dout, d, {}, *scan_, ctx, [&] {
       o_.backward_weight(dy, flat_heads(normed), ctx);
@@ -239,11 +290,11 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
         fill({.y = dx, .value = 0}, ctx.compute);
       }
     });
-    ctx.observe(frame, layer_, "dq", d.dq);
-    ctx.observe(frame, layer_, "dk", d.dk);
-    ctx.observe(frame, layer_, "dv", d.dv);
-    if (d.dlog_decay) ctx.observe(frame, layer_, "dlog_decay", d.dlog_decay);
-    if (d.dbeta) ctx.observe(frame, layer_, "dbeta", d.dbeta);
+    observe("dq", d.dq, frame, ctx);
+    observe("dk", d.dk, frame, ctx);
+    observe("dv", d.dv, frame, ctx);
+    if (d.dlog_decay) observe("dlog_decay", d.dlog_decay, frame, ctx);
+    if (d.dbeta) observe("dbeta", d.dbeta, frame, ctx);
     backward_inputs(dx, d, slots, x, frame, ctx);
   }
   pop(frame);

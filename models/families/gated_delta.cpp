@@ -25,19 +25,13 @@ double draw_dt_bias(double uniform) {
 
 class DeltaGates final : public DecayGate {
  public:
-  DeltaGates(const std::string& prefix, const ModelConfig& config, const StateLayout& layout)
-      : heads_(layout.heads),
+  DeltaGates(const std::string& prefix, const ModelConfig& config, const Piece& heads)
+      : heads_(heads.size()),
         beta_scale_(config.delta.negative_eigenvalues.value_or(false) ? 2 : 1),
-        a_(prefix + "a_proj.weight", config.hidden_size, heads_, fan_in_std(config.hidden_size)),
-        b_(prefix + "b_proj.weight", config.hidden_size, heads_, fan_in_std(config.hidden_size)),
-        a_log_{.name = prefix + "A_log",
-               .shape = {heads_},
-               .init = Parameter::Init::drawn,
-               .draw = draw_a_log},
-        dt_bias_{.name = prefix + "dt_bias",
-                 .shape = {heads_},
-                 .init = Parameter::Init::drawn,
-                 .draw = draw_dt_bias} {}
+        a_(prefix + "a_proj.weight", config.hidden_size, heads, fan_in_std(config.hidden_size)),
+        b_(prefix + "b_proj.weight", config.hidden_size, heads, fan_in_std(config.hidden_size)),
+        a_log_(drawn(prefix + "A_log", heads, draw_a_log)),
+        dt_bias_(drawn(prefix + "dt_bias", heads, draw_dt_bias)) {}
 
   std::array<int64_t, 2> widths() const override { return {heads_, heads_}; }
 
@@ -86,7 +80,15 @@ class DeltaGates final : public DecayGate {
   }
 
  private:
-  int64_t heads_;
+  static Parameter drawn(std::string name, const Piece& heads, double (*draw)(double)) {
+    return cut({.name = std::move(name),
+                .shape = {heads.total},
+                .init = Parameter::Init::drawn,
+                .draw = draw},
+               0, heads);
+  }
+
+  int64_t heads_;  // the rank's H
   double beta_scale_;
   Linear a_, b_;
   Parameter a_log_, dt_bias_;  // [H]
@@ -102,9 +104,9 @@ const StateFamily kGatedDeltaFamily{
     .taps = 4,
     .silu = true,
     .unit_keys = true,
-    .make_gate = [](const std::string& prefix, const ModelConfig& config,
-                    const StateLayout& layout) -> std::unique_ptr<DecayGate> {
-      return std::make_unique<DeltaGates>(prefix, config, layout);
+    .make_gate = [](const std::string& prefix, const ModelConfig& config, const StateLayout& layout,
+                    const TensorPlace& place) -> std::unique_ptr<DecayGate> {
+      return std::make_unique<DeltaGates>(prefix, config, place.piece(layout.heads));
     }};
 
 }  // namespace weft

@@ -11,12 +11,15 @@ namespace {
 
 class LowRankDecay final : public DecayGate {
  public:
-  LowRankDecay(const std::string& prefix, const ModelConfig& config, const StateLayout& layout)
+  LowRankDecay(const std::string& prefix, const ModelConfig& config, const StateLayout& layout,
+               const TensorPlace& place)
       : rank_(config.linear.gate_rank.value_or(16)),
-        decay_(prefix + "gk_proj.1.bias", layout.heads * layout.key_dim, config),
-        down_(prefix + "gk_proj.0.weight", config.hidden_size, rank_,
+        channels_(place.piece(layout.heads).times(layout.key_dim)),
+        decay_(prefix + "gk_proj.1.bias", channels_, config),
+        // Every rank makes the low rank, of which it needs all.
+        down_(prefix + "gk_proj.0.weight", config.hidden_size, place.whole(rank_),
               fan_in_std(config.hidden_size)),
-        up_(prefix + "gk_proj.1.weight", rank_, decay_.width(), fan_in_std(rank_)) {}
+        up_(prefix + "gk_proj.1.weight", rank_, channels_, fan_in_std(rank_)) {}
 
   std::array<int64_t, 2> widths() const override { return {rank_, decay_.width()}; }
 
@@ -46,6 +49,7 @@ class LowRankDecay final : public DecayGate {
 
  private:
   int64_t rank_;
+  Piece channels_;      // of all heads' K
   SigmoidDecay decay_;  // [H K]
   Linear down_, up_;
 };
@@ -57,9 +61,9 @@ const StateFamily kGlaFamily{
     .summary = "one decay a head, token and row of the state",
     .kind = StateKind::vector,
     .expand_k = 0.5,
-    .make_gate = [](const std::string& prefix, const ModelConfig& config,
-                    const StateLayout& layout) -> std::unique_ptr<DecayGate> {
-      return std::make_unique<LowRankDecay>(prefix, config, layout);
+    .make_gate = [](const std::string& prefix, const ModelConfig& config, const StateLayout& layout,
+                    const TensorPlace& place) -> std::unique_ptr<DecayGate> {
+      return std::make_unique<LowRankDecay>(prefix, config, layout, place);
     }};
 
 }  // namespace weft

@@ -10,10 +10,10 @@ namespace {
 
 class HeadDecay final : public DecayGate {
  public:
-  HeadDecay(const std::string& prefix, const ModelConfig& config, const StateLayout& layout)
-      : projection_(prefix + "gk_proj.weight", config.hidden_size, layout.heads,
+  HeadDecay(const std::string& prefix, const ModelConfig& config, const Piece& heads)
+      : projection_(prefix + "gk_proj.weight", config.hidden_size, heads,
                     fan_in_std(config.hidden_size)),
-        decay_(prefix + "gk_proj.bias", layout.heads, config) {}
+        decay_(prefix + "gk_proj.bias", heads, config) {}
 
   std::array<int64_t, 2> widths() const override { return {decay_.width(), 0}; }
 
@@ -49,9 +49,9 @@ const StateFamily kSimpleGlaFamily{
     .summary = "one decay a head and token, behind short convolutions",
     .kind = StateKind::scalar,
     .taps = 4,
-    .make_gate = [](const std::string& prefix, const ModelConfig& config,
-                    const StateLayout& layout) -> std::unique_ptr<DecayGate> {
-      return std::make_unique<HeadDecay>(prefix, config, layout);
+    .make_gate = [](const std::string& prefix, const ModelConfig& config, const StateLayout& layout,
+                    const TensorPlace& place) -> std::unique_ptr<DecayGate> {
+      return std::make_unique<HeadDecay>(prefix, config, place.piece(layout.heads));
     }};
 
 }  // namespace weft
