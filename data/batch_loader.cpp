@@ -103,6 +103,7 @@ BatchLoader::BatchLoader(const SampleSource& source, uint64_t seed, int64_t glob
       sample_begin_(data_cuts.begin(data_shard)),
       sample_end_(data_cuts.end(data_shard)),
       micro_batch_size_(micro_batch_size),
+      most_samples_(data_cuts.largest()),
       masking_(masking) {
   WEFT_CHECK(sequence_cuts.total() == source.seq_length(), sequence_cuts.total(), " is not ",
              source.seq_length());
@@ -121,8 +122,9 @@ int64_t BatchLoader::sample(int64_t global_index) const {
 
 std::vector<Batch> BatchLoader::load(int64_t step) const {
   std::vector<Batch> batches;
-  for (int64_t first = sample_begin_; first < sample_end_; first += micro_batch_size_) {
-    batches.push_back(load_batch(step, first, std::min(first + micro_batch_size_, sample_end_)));
+  for (int64_t i = 0; i < most_samples_; i += micro_batch_size_) {
+    batches.push_back(load_batch(step, std::min(sample_begin_ + i, sample_end_),
+                                 std::min(sample_begin_ + i + micro_batch_size_, sample_end_)));
   }
   return batches;
 }

@@ -75,8 +75,9 @@ class BatchLoader {
               const Cuts& sequence_cuts, int sequence_shard, const Cuts& data_cuts, int data_shard,
               int64_t micro_batch_size, std::optional<TokenMasking> masking = {});
 
-  /// This rank's micro-batches of a step, possibly none; the last may have fewer samples. Step s
-  /// takes the samples at global indices [s G, (s + 1) G), G the global batch size.
+  /// This rank's micro-batches of a step: as many on every rank, so that the last ones may have
+  /// fewer samples, or none. Step s takes the samples at global indices [s G, (s + 1) G), G the
+  /// global batch size.
   std::vector<Batch> load(int64_t step) const;
 
   /// Labelled tokens of the whole global batch, the divisor of the loss: the same on every rank.
@@ -94,6 +95,7 @@ class BatchLoader {
   int64_t token_begin_, token_end_;    // of every sample
   int64_t sample_begin_, sample_end_;  // of every global batch
   int64_t micro_batch_size_;
+  int64_t most_samples_;  // of a data rank
   std::optional<TokenMasking> masking_;
 };
 

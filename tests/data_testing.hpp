@@ -141,7 +141,7 @@ inline LoadedStep reassembled(const SampleSource& source, uint64_t seed, int64_t
       int64_t sample = data.begin(d);
       for (const Batch& batch : loader.load(step)) {
         const int64_t b = std::ssize(batch.segments), t = batch.end - batch.begin;
-        EXPECT_TRUE(b > 0 && b <= micro_batch);
+        EXPECT_LE(b, micro_batch);
         EXPECT_EQ(batch.begin, sequence.begin(s));
         EXPECT_EQ(batch.end, sequence.end(s));
         EXPECT_EQ(std::ssize(batch.tokens), b * t);
