@@ -17,6 +17,8 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/adamw.cu
   src/kernels/cuda/attention.cu
   src/kernels/cuda/attention_backward.cu
+  src/kernels/cuda/attention_bf16.cu
+  src/kernels/cuda/attention_bf16_backward.cu
   src/kernels/cuda/attention_stand_in.cu
   src/kernels/cuda/copy.cu
   src/kernels/cuda/cross_entropy.cu

@@ -239,7 +239,7 @@ TEST_F(CudaBf16Attention, StandInHasTheDelta) {
   }
 }
 
-/// Says what this cuDNN takes: own kernels are right, and many times slower.
+/// Says what this cuDNN takes: own kernels are right, and slower.
 TEST_F(CudaBf16Attention, HasPlansInTheWorkspaceThatIsPlanned) {
   using Mask = AttentionPiece::Mask;
   struct Case {

@@ -320,11 +320,12 @@ void time_attention(Bench& bench, DType dtype, const AttentionSizes& s, bool ban
   std::printf("attention %s causal, %s, T %ld, %ld heads, %ld kv heads of %ld%s\n", name(dtype),
               banded ? cuda::cudnn_version().c_str() : "own kernels", static_cast<long>(t),
               static_cast<long>(H), static_cast<long>(G), static_cast<long>(D),
-              banded ? "" : " (f32 FFMA peak about 60 TFLOP/s)");
-  bench.row("  attention_forward", attention_forward, {out, lse, scratch, block}, banded, 5);
+              dtype == DType::f32 ? " (f32 FFMA peak about 60 TFLOP/s)" : "");
+  bench.row("  attention_forward", attention_forward, {out, lse, scratch, block}, dtype == kHalf,
+            5);
   bench.row("  attention_delta", attention_delta, {delta, out, dout});
   bench.row("  attention_backward", attention_backward,
-            {dq, dk, dv, scratch, dout, lse, delta, block}, banded, 5);
+            {dq, dk, dv, scratch, dout, lse, delta, block}, dtype == kHalf, 5);
 }
 
 void time_attention(Bench& bench) {
@@ -332,11 +333,12 @@ void time_attention(Bench& bench) {
   for (const int64_t dim : {64, 128}) {
     time_attention(bench, DType::f32, {1, kShort, kShort, kWidth / dim, kWidth / dim, dim}, false);
   }
-  time_attention(bench, kHalf, {1, kShort, kShort, 32, 8, 64}, false);
-  if (!cuda::has_cudnn()) return;
-  for (const int64_t tokens : {kShort, kTokens}) {
-    time_attention(bench, kHalf, {1, tokens, tokens, 32, 8, 64}, true);
-    time_attention(bench, kHalf, {1, tokens, tokens, 16, 16, 128}, true);
+  for (const bool banded : {false, true}) {
+    if (banded && !cuda::has_cudnn()) continue;
+    for (const int64_t tokens : {kShort, kTokens}) {
+      time_attention(bench, kHalf, {1, tokens, tokens, 32, 8, 64}, banded);
+      time_attention(bench, kHalf, {1, tokens, tokens, 16, 16, 128}, banded);
+    }
   }
 }
 

@@ -7,11 +7,6 @@
 namespace weft::cuda {
 namespace {
 
-struct Gradients {
-  TokenRows dq, dk, dv, dout;
-  RowNumbers lse, delta;
-};
-
 template <int D>
 struct BackwardShared {
   RowTile<D> q, k, v, dout;
@@ -153,8 +148,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 
 void attention_backward_on_tiles(const AttentionBackwardArgs& args, Stream& stream) {
   const AttentionBlock& block = args.block;
-  const Gradients a{TokenRows::of(args.dq),   TokenRows::of(args.dk),   TokenRows::of(args.dv),
-                    TokenRows::of(args.dout), RowNumbers::of(args.lse), RowNumbers::of(args.delta)};
+  const Gradients a = Gradients::of(args);
   const unsigned batch = grid_of(block.q.dim(0));
   const dim3 queries(grid_of(ceil_div(block.q.dim(1), kTile)), grid_of(block.q.dim(2)), batch);
   const dim3 keys(grid_of(ceil_div(block.k.dim(1), kTile)), grid_of(block.k.dim(2)), batch);

@@ -4,7 +4,6 @@
 // half a warp.
 #pragma once
 
-#include "src/kernels/attention.hpp"
 #include "src/kernels/cuda/attention_rows.cuh"
 
 namespace weft::cuda {
@@ -148,73 +147,5 @@ struct RowSum {
     }
   }
 };
-
-/// One block of queries and keys as the kernels see it.
-struct BlockView {
-  TokenRows q, k, v;
-  const int64_t* key_begin;
-  const int64_t* key_end;
-  int64_t begin_stride, end_stride;  // of a sequence
-  int64_t first_key;
-  int queries, keys, heads, group, dim;
-  float scale;
-
-  /// Local keys [x, y) that query t of sequence b sees; empty past the queries.
-  __device__ int2 interval(int64_t b, int t) const {
-    if (t >= queries) return {0, 0};
-    const auto local = [&](int64_t key, int64_t low) {
-      key -= first_key;
-      return key < low ? low : (key > keys ? static_cast<int64_t>(keys) : key);
-    };
-    const int64_t low = local(key_begin[b * begin_stride + t], 0);
-    const int64_t high = local(key_end[b * end_stride + t], low);
-    return {static_cast<int>(low), static_cast<int>(high)};
-  }
-};
-
-__device__ inline bool sees(int2 interval, int key_begin, int key_end) {
-  return max(interval.x, key_begin) < min(interval.y, key_end);
-}
-
-inline BlockView view_of(const AttentionBlock& block) {
-  const int64_t queries = block.q.dim(1), keys = block.k.dim(1), dim = block.q.dim(3);
-  constexpr int64_t kMost = INT32_MAX - kTile;  // tiles end past the last row
-  WEFT_CHECK(queries <= kMost && keys <= kMost, queries, " queries, ", keys, " keys");
-  return {TokenRows::of(block.q),
-          TokenRows::of(block.k),
-          TokenRows::of(block.v),
-          elements<int64_t>(block.key_begin),
-          elements<int64_t>(block.key_end),
-          block.key_begin.stride[0],
-          block.key_end.stride[0],
-          block.first_key,
-          static_cast<int>(queries),
-          static_cast<int>(keys),
-          static_cast<int>(block.q.dim(2)),
-          static_cast<int>(block.q.dim(2) / block.k.dim(2)),
-          static_cast<int>(dim),
-          static_cast<float>(block.scale)};
-}
-
-/// Calls `f` with the width of the tiles that hold heads of `dim`, as a constant.
-template <class F>
-void with_tile_width(int64_t dim, F&& f) {
-  WEFT_CHECK(dim <= 128, "the CUDA kernels take heads up to 128 wide, not ", dim);
-  if (dim <= 64) {
-    f(std::integral_constant<int, 64>{});
-  } else {
-    f(std::integral_constant<int, 128>{});
-  }
-}
-
-/// Launches a kernel that needs more shared memory than a plain launch may have.
-template <class Kernel, class... Args>
-void launch_tiles(Kernel kernel, dim3 grid, size_t shared_bytes, Stream& stream,
-                  const Args&... args) {
-  WEFT_CALL(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes)));
-  kernel<<<grid, kTileThreads, shared_bytes, native(stream)>>>(args...);
-  WEFT_CALL(cudaGetLastError());
-}
 
 }  // namespace weft::cuda

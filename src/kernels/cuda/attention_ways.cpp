@@ -1,6 +1,7 @@
-// Which way a block of attention is computed: in bf16, and where the host knows the mask, as pieces
-// that cuDNN has plans for; everything else on own tiles. A piece without a plan goes there too, so
-// that no result depends on what a library takes.
+// Which way a block of attention is computed: in bf16, where the host knows the mask, as pieces
+// that cuDNN has plans for; in bf16 otherwise by own kernels on tensor cores; in f32, and where
+// rows lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no
+// result depends on what a library takes.
 #include "src/kernels/cuda/attention_ways.hpp"
 
 #include "src/kernels/attention_pieces.hpp"
@@ -122,6 +123,20 @@ bool backward_by_cudnn(const AttentionBackwardArgs& args, const AttentionPiece& 
   return true;
 }
 
+void forward_by_own(const AttentionForwardArgs& args, Stream& stream) {
+  if (attention_fits_tensor_cores(args.block, {&args.out})) {
+    return attention_forward_on_tensor_cores(args, stream);
+  }
+  attention_forward_on_tiles(args, stream);
+}
+
+void backward_by_own(const AttentionBackwardArgs& args, Stream& stream) {
+  if (attention_fits_tensor_cores(args.block, {&args.dout, &args.dq, &args.dk, &args.dv})) {
+    return attention_backward_on_tensor_cores(args, stream);
+  }
+  attention_backward_on_tiles(args, stream);
+}
+
 std::vector<AttentionPiece> pieces_of(const AttentionBlock& block) {
   return weft::pieces_of(*block.band, block.q.dim(1), block.first_key, block.k.dim(1));
 }
@@ -130,19 +145,19 @@ std::vector<AttentionPiece> pieces_of(const AttentionBlock& block) {
 
 void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
   if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
-  if (!in_pieces(args.block)) return attention_forward_on_tiles(args, stream);
+  if (!in_pieces(args.block)) return forward_by_own(args, stream);
   for (const AttentionPiece& piece : pieces_of(args.block)) {
     const AttentionForwardArgs part = cut(args, piece);
-    if (!forward_by_cudnn(part, piece, stream)) attention_forward_on_tiles(part, stream);
+    if (!forward_by_cudnn(part, piece, stream)) forward_by_own(part, stream);
   }
 }
 
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
   if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
-  if (!in_pieces(args.block)) return attention_backward_on_tiles(args, stream);
+  if (!in_pieces(args.block)) return backward_by_own(args, stream);
   for (const AttentionPiece& piece : pieces_of(args.block)) {
     const AttentionBackwardArgs part = cut(args, piece);
-    if (!backward_by_cudnn(part, piece, stream)) attention_backward_on_tiles(part, stream);
+    if (!backward_by_cudnn(part, piece, stream)) backward_by_own(part, stream);
   }
 }
 

@@ -5,10 +5,17 @@
 
 namespace weft::cuda {
 
-/// In f32 on tiles of 64 queries and keys, whatever the intervals: cuda::attention_forward and
-/// _backward but for the choice of a way.
+/// In f32 on tiles of 64 queries and keys, whatever the intervals and the strides:
+/// cuda::attention_forward and _backward but for the choice of a way.
 void attention_forward_on_tiles(const AttentionForwardArgs& args, Stream& stream);
 void attention_backward_on_tiles(const AttentionBackwardArgs& args, Stream& stream);
+
+/// The same in bf16 with sums in f32, whatever the intervals, where rows of q, k, v and of `others`
+/// (outputs, dout, gradients) start on 16 bytes and have a multiple of 8 elements.
+bool attention_fits_tensor_cores(const AttentionBlock& block,
+                                 std::initializer_list<const Tensor*> others);
+void attention_forward_on_tensor_cores(const AttentionForwardArgs& args, Stream& stream);
+void attention_backward_on_tensor_cores(const AttentionBackwardArgs& args, Stream& stream);
 
 /// Operands of a backward pass that takes the output of the whole row where we have delta, its row
 /// sum with dout. out = delta dout / |dout|^2 has that row sum, is nowhere longer than the output

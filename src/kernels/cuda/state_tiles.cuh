@@ -8,7 +8,7 @@
 
 #include "src/kernels/cuda/elements.cuh"
 #include "src/kernels/cuda/reduce.cuh"
-#include "src/kernels/cuda/state_mma.cuh"
+#include "src/kernels/cuda/mma.cuh"
 #include "src/kernels/state_mixer.hpp"
 
 namespace weft::cuda::state {

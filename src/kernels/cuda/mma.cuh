@@ -1,9 +1,9 @@
-// The two instructions that the bf16 products of the state mixers are made of.
+// The instructions that bf16 products of attention and of the state mixers are made of.
 #pragma once
 
 #include <cstdint>
 
-namespace weft::cuda::state {
+namespace weft::cuda {
 
 /// Four 8 x 8 matrices of bf16 from shared memory; lane l gives the address of row l % 8 of matrix
 /// l / 8, 16 bytes aligned to 16. Lane l gets of each the elements (l / 4, 2 (l % 4)) and the next
@@ -41,6 +41,13 @@ __device__ inline void copy_beside(void* shared, const void* global) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
+/// The same, or, without anything there to read, zeros.
+__device__ inline void copy_or_zero(void* shared, const void* global, bool there) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+               "r"(there ? 16 : 0)
+               : "memory");
+}
 __device__ inline void close_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -50,4 +57,4 @@ __device__ inline void await_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Open) : "memory");
 }
 
-}  // namespace weft::cuda::state
+}  // namespace weft::cuda
