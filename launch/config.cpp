@@ -1,10 +1,12 @@
 #include "launch/config.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 
 #include "launch/config_schema.hpp"
 #include "launch/hf.hpp"
+#include "launch/pipeline_stages.hpp"
 #include "launch/quote.hpp"
 #include "launch/yaml.hpp"
 #include "src/core/check.hpp"
@@ -128,7 +130,8 @@ class Loader {
   /// What no single key can tell.
   void validate() const {
     const Config& c = loaded_.config;
-    validate_model();
+    in_place([&] { c.model.validate(); });
+    in_place([&] { check_pipeline(c); });
     require(!c.data.path.empty(), "data.path", "a token file or synthetic, got nothing");
     require(c.optimizer.min_lr <= c.optimizer.lr, "optimizer.min_lr",
             "at most optimizer.lr = ", c.optimizer.lr, ", got ", c.optimizer.min_lr);
@@ -169,9 +172,10 @@ class Loader {
             ": one ", layer, ", got ", names.size());
   }
 
-  void validate_model() const {
+  /// Puts in front of an error "key: ..." where the key was given.
+  void in_place(const std::function<void()>& check) const {
     try {
-      loaded_.config.model.validate();
+      check();
     } catch (const Error& e) {
       const std::string message = e.what();
       throw Error(e.code(), where(message.substr(0, message.find(':'))) + ": " + message);
@@ -208,10 +212,11 @@ void resolve_mesh(Config& config, int ranks) {
         ranks, " ranks, got ", product, " (data=auto, pipeline=", mesh.along(Axis::pipeline),
         ", sequence=", mesh.along(Axis::sequence), ", tensor=", mesh.along(Axis::tensor), ")");
     mesh.along(Axis::data) = static_cast<int>(wanted / product);
-    return;
+  } else {
+    WEFT_REQUIRE(product == wanted, ExitCode::config, "mesh: expected axes whose product is ",
+                 ranks, " ranks, got ", product, " (", mesh.text(), ")");
   }
-  WEFT_REQUIRE(product == wanted, ExitCode::config, "mesh: expected axes whose product is ", ranks,
-               " ranks, got ", product, " (", mesh.text(), ")");
+  check_pipeline(config);
 }
 
 }  // namespace weft

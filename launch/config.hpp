@@ -22,6 +22,12 @@ struct SequenceConfig {
   int64_t group = 0;        // ranks of a group of two_level; 0: auto
 };
 
+struct PipelineConfig {
+  std::string schedule = "1f1b";
+  int64_t chunks = 0;  // pieces of the model a stage; 0: auto
+  bool operator==(const PipelineConfig&) const = default;
+};
+
 /// What a token's label is: the token after it, or the token that a mask hides.
 enum class Objective { next_token, masked };
 
@@ -73,6 +79,7 @@ struct Config {
   ModelConfig model;
   std::string from_hf;  // model.from_hf: a folder with config.json and weights; empty for none
   MeshShape mesh;       // data may be kAutoSize until resolve_mesh
+  PipelineConfig pipeline;
   SequenceConfig sequence;
   DataConfig data;
   TrainConfig train;
@@ -104,7 +111,7 @@ LoadedConfig parse_config(std::string_view text, std::string_view file_name,
                           const std::vector<std::string>& sets);
 
 /// Replaces an axis of kAutoSize by ranks / (product of the others). Throws Error(config) when the
-/// product of the axes is not `ranks`.
+/// product of the axes is not `ranks`, or the model cannot be cut into as many stages.
 void resolve_mesh(Config& config, int ranks);
 
 /// The config with every key written out; parses to an equal Config. With from_hf, what config.json

@@ -13,7 +13,6 @@ using yaml::Value;
 // Building one of these deletes its row.
 const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
-      {"mesh.pipeline", {}, "1", "the pipeline axis has one rank"},
       {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
       {"train.deterministic", {}, "false", "there is no such switch yet"},
       {"optimizer.zero", {}, "1", "there is stage 1"},
@@ -34,6 +33,10 @@ constexpr Alias kAliases[] = {
     {"pipeline_model_parallel_size", "mesh.pipeline"},
     {"pipeline_parallel_degree", "mesh.pipeline"},
     {"pp", "mesh.pipeline"},
+    {"pipeline_parallel_schedule", "pipeline.schedule"},
+    {"pp_engine", "pipeline.schedule"},
+    {"num_virtual_stages_per_pipeline_rank", "pipeline.chunks"},
+    {"virtual_pipeline_model_parallel_size", "pipeline.chunks"},
     {"context_parallel_size", "mesh.sequence"},
     {"context_parallel_degree", "mesh.sequence"},
     {"cp", "mesh.sequence"},

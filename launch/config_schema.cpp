@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "launch/config_rows.hpp"
+#include "parallel/pipeline/schedules.hpp"
 #include "parallel/sequence/strategies.hpp"
 
 namespace weft {
@@ -116,19 +117,43 @@ Field strategies(const char* key, std::vector<std::string> SequenceConfig::*memb
           .write = write};
 }
 
+/// One of ours, or torchtitan's name for the same.
+Field pipeline_schedule_name() {
+  std::vector<std::pair<std::string, std::string>> names;
+  for (const PipelineScheduleKind& kind : pipeline_schedules()) {
+    names.push_back({kind.name, kind.name});
+  }
+  Field field = choice("pipeline.schedule", in(&Config::pipeline, &PipelineConfig::schedule), names,
+                       "in which order a stage takes micro-batches forward and backward");
+  field.read = [read = std::move(field.read)](Config& config, const Value& value) {
+    constexpr std::pair<const char*, const char*> kTorchtitan[] = {
+        {"GPipe", "gpipe"},
+        {"1F1B", "1f1b"},
+        {"Interleaved1F1B", "interleaved"},
+        {"ZBVZeroBubble", "zb_v"}};
+    Value ours = value;
+    for (const auto& [theirs, name] : kTorchtitan) {
+      if (value.text == theirs) ours.text = name;
+    }
+    return read(config, ours);
+  };
+  return field;
+}
+
 /// An integer >= 1, or auto, which is kept as 0.
-Field integer_or_auto(const char* key, int64_t SequenceConfig::*member, int64_t most,
-                      std::string doc) {
-  Field field = integer(key, in(&Config::sequence, member), 1, most, std::move(doc));
+template <class Section>
+Field integer_or_auto(const char* key, Section Config::*section, int64_t Section::*member,
+                      int64_t most, std::string doc) {
+  Field field = integer(key, in(section, member), 1, most, std::move(doc));
   field.type += " or auto";
   field.choices = {"auto"};
   field.read = [=, read = std::move(field.read)](Config& config, const Value& value) {
     if (value.kind != Kind::scalar || value.text != "auto") return read(config, value);
-    config.sequence.*member = 0;
+    config.*section.*member = 0;
     return true;
   };
   field.write = [=](const Config& config) {
-    const int64_t size = config.sequence.*member;
+    const int64_t size = config.*section.*member;
     return size == 0 ? "auto" : std::to_string(size);
   };
   return field;
@@ -173,20 +198,25 @@ std::vector<Field> layout_fields() {
   const auto data = [](auto member) { return in(&Config::data, member); };
   return {
       data_axis(),
-      axis(Axis::pipeline, "ranks along the pipeline axis"),
+      axis(Axis::pipeline, "stages of a pipeline, each with some of the layers"),
       axis(Axis::sequence, "ranks that share a sequence"),
       axis(Axis::tensor, "ranks along the tensor axis"),
       mesh_order(),
+      pipeline_schedule_name(),
+      integer_or_auto("pipeline.chunks", &Config::pipeline, &PipelineConfig::chunks, kMostRanks,
+                      "pieces of the model that a stage has; auto = one, two of interleaved and "
+                      "zb_v"),
       strategies("sequence.attention", &SequenceConfig::attention, names_of(attention_strategies()),
                  "how softmax attention crosses ranks: one name, or one a softmax layer; auto = "
                  "the fewest bytes, then the fewest calls"),
       strategies("sequence.state", &SequenceConfig::state, names_of(state_scans()),
                  "how the state of L and G layers crosses ranks: one name, or one a layer; auto = "
                  "zeco, the fewest bytes in the shortest chain"),
-      integer_or_auto("sequence.zeco_blocks", &SequenceConfig::zeco_blocks, kMany,
+      integer_or_auto("sequence.zeco_blocks", &Config::sequence, &SequenceConfig::zeco_blocks,
+                      kMany,
                       "blocks that zeco cuts a state into; auto = as many as make the shortest "
                       "chain"),
-      integer_or_auto("sequence.group", &SequenceConfig::group, kMostRanks,
+      integer_or_auto("sequence.group", &Config::sequence, &SequenceConfig::group, kMostRanks,
                       "ranks of a group of two_level; auto = about the root of the ranks"),
       line("data.path", data(&DataConfig::path), "a token file or synthetic",
            "token file, or synthetic for counter-based tokens; required"),

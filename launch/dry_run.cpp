@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "launch/trainer.hpp"
 
 namespace weft {
@@ -17,11 +19,23 @@ int64_t total(const std::map<Ledger::Key, int64_t>& bytes) {
   return sum;
 }
 
+/// "0-3", or of several chunks "0-1 6-7".
+std::string layers_of(const StepPlan& plan) {
+  std::string layers;
+  for (const ModelPiece& piece : plan.pieces) {
+    layers += fmt::format("{}{}-{}", layers.empty() ? "" : " ", piece.begin, piece.end - 1);
+  }
+  return layers;
+}
+
 void print_ranks(const Config& config, const std::vector<StepPlan>& plans) {
   fmt::print("\nranks ({}; sizes in KiB, bytes sent in a step)\n", config.mesh.text());
-  fmt::print("{:>5} {:>5} {:>9} {:>9} {:>7} {:>11} {:>9} {:>11} {:>11} {:>11} {:>11} {:>11}\n",
-             "rank", "data", "pipeline", "sequence", "tensor", "parameters", "tokens", "state",
-             "frames", "scratch", "peak", "sent");
+  size_t width = 6;
+  for (const StepPlan& plan : plans) width = std::max(width, layers_of(plan).size());
+  fmt::print(
+      "{:>5} {:>5} {:>9} {:>9} {:>7} {:>{}} {:>11} {:>9} {:>11} {:>11} {:>11} {:>11} {:>11}\n",
+      "rank", "data", "pipeline", "sequence", "tensor", "layers", width, "parameters", "tokens",
+      "state", "frames", "scratch", "peak", "sent");
   for (int rank = 0; rank < config.mesh.ranks(); ++rank) {
     const Coordinate at = coordinate_of(config.mesh, rank);
     const StepPlan& plan = plans[rank];
@@ -29,10 +43,11 @@ void print_ranks(const Config& config, const std::vector<StepPlan>& plans) {
     for (const Batch& batch : batch_shapes(config, at)) {
       tokens += std::ssize(batch.segments) * (batch.end - batch.begin);
     }
-    fmt::print("{:>5} {:>5} {:>9} {:>9} {:>7} {:>11} {:>9} {:>11} {:>11} {:>11} {:>11} {:>11}\n",
-               rank, at[0], at[1], at[2], at[3], plan.parameters, tokens, kib(plan.memory.state),
-               kib(plan.memory.frames), kib(plan.memory.scratch), kib(plan.memory.peak()),
-               total(plan.bytes));
+    fmt::print(
+        "{:>5} {:>5} {:>9} {:>9} {:>7} {:>{}} {:>11} {:>9} {:>11} {:>11} {:>11} {:>11} {:>11}\n",
+        rank, at[0], at[1], at[2], at[3], layers_of(plan), width, plan.parameters, tokens,
+        kib(plan.memory.state), kib(plan.memory.frames() + plan.memory.products()),
+        kib(plan.memory.scratch), kib(plan.memory.peak()), total(plan.bytes));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <set>
 
 #include "launch/safetensors.hpp"
+#include "models/model.hpp"
 #include "src/tensor/host_copy.hpp"
 
 namespace weft {
@@ -16,7 +17,8 @@ std::string dims_text(const std::vector<int64_t>& dims) {
 
 }  // namespace
 
-void load_hf_weights(const std::string& folder, const ParameterStore& store, Stream& stream) {
+void load_hf_weights(const std::string& folder, const ModelConfig& model,
+                     const ParameterStore& store, Stream& stream) {
   const SafetensorsFile file(folder + "/model.safetensors");
   std::set<std::string> unused;
   for (const std::string& name : file.names()) unused.insert(name);
@@ -36,8 +38,9 @@ void load_hf_weights(const std::string& folder, const ParameterStore& store, Str
         }
       });
     });
-    unused.erase(name);
   }
+  Model whole(model, {}, /*loss_slice=*/1);
+  for (const Parameter* parameter : whole.parameters()) unused.erase(parameter->name);
   unused.erase("lm_head.weight");  // some files repeat a tied head
   WEFT_REQUIRE(unused.empty(), ExitCode::data, file.path(), ": '", *unused.begin(),
                "' belongs to no parameter of this model");

@@ -40,10 +40,8 @@ void set_mesh(Config& config, const std::string& text) {
     WEFT_REQUIRE(seen.insert(axis).second, ExitCode::config, "--mesh: ", word, " is given twice");
     shape.along(axis) = size_of_axis(word, part.substr(equals + 1));
   }
-  for (const Axis axis : {Axis::pipeline, Axis::tensor}) {
-    WEFT_REQUIRE(shape.along(axis) == 1, ExitCode::config, "--mesh: ", name(axis), "=",
-                 shape.along(axis), " is not available in this version");
-  }
+  WEFT_REQUIRE(shape.along(Axis::tensor) == 1, ExitCode::config,
+               "--mesh: tensor=", shape.along(Axis::tensor), " is not available in this version");
   config.mesh = shape;
 }
 

@@ -255,6 +255,7 @@ std::vector<double> gradient_errors(const std::vector<Recording::Entry>& referen
 
 Config on_one_rank(Config config) {
   config.mesh = MeshShape{};
+  config.pipeline = PipelineConfig{};
   return config;
 }
 

@@ -10,8 +10,10 @@
 #include "launch/byte_check.hpp"
 #include "launch/hf_weights.hpp"
 #include "launch/learning_rate.hpp"
+#include "launch/pipeline_stages.hpp"
 #include "launch/report_error.hpp"
 #include "launch/run_folder.hpp"
+#include "parallel/pipeline/timeline.hpp"
 #include "src/core/cuda/memory.hpp"
 #include "src/core/cuda/stream.hpp"
 #include "src/core/log.hpp"
@@ -113,7 +115,7 @@ ExitCode TrainRun::run(World& world) {
   Trainer trainer(config_, world, plan_.memory);  // now, so that the GPU had room to measure in
   if (on_gpu) predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes;
   if (!config_.from_hf.empty())
-    load_hf_weights(config_.from_hf, trainer.parameters(), trainer.compute());
+    load_hf_weights(config_.from_hf, config_.model, trainer.parameters(), trainer.compute());
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe(trainer);
@@ -187,7 +189,7 @@ void TrainRun::describe(const Trainer& trainer) const {
                    config_.train.global_batch_size, " x ", config_.data.seq_length,
                    " tokens a step"));
   log::info(concat("weft: arenas of rank 0: ", plan_.memory.peak() >> 10, " KiB (state ",
-                   plan_.memory.state >> 10, ", frames ", plan_.memory.frames >> 10, ", scratch ",
+                   plan_.memory.state >> 10, ", frames ", plan_.memory.frames() >> 10, ", scratch ",
                    plan_.memory.scratch >> 10, "); matrix products: ", matmul_rate_ / 1e9,
                    " GFLOP/s over all ranks"));
   const SequenceStrategies strategies = named_strategies(config_);
@@ -200,6 +202,14 @@ void TrainRun::describe(const Trainer& trainer) const {
     names += concat(names.empty() ? "" : ", ", "states by ", names_of(strategies.scans));
   }
   if (!names.empty()) log::info(concat("weft: along the sequence axis: ", names));
+  if (config_.mesh.along(Axis::pipeline) > 1) {
+    const PipelineSchedule schedule = schedule_of(config_);
+    log::info(fmt::format(
+        "weft: along the pipeline axis: {} over {} stages, {} micro-batches, {:.1f} % of waiting "
+        "where all parts take equally long",
+        config_.pipeline.schedule, schedule.shape.stages, schedule.shape.micro_batches,
+        100 * bubble_share(schedule, {})));
+  }
   log::info(concat("weft: writing to ", folder_));
 }
 

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "launch/learning_rate.hpp"
+#include "launch/pipeline_stages.hpp"
 #include "models/initial_values.hpp"
 #include "models/tensor_axis.hpp"
 #include "parallel/comm/recording.hpp"
@@ -49,12 +51,47 @@ ProcessMesh& with_holders(ProcessMesh& mesh, World& world, const ParameterStore&
   return mesh;
 }
 
+/// Arenas for the slots of a plan, of the bytes that `planned` says, or measuring on meta.
+StageSlots make_slots(SlotPlan plan, const char* name, Device device,
+                      const std::vector<int64_t>& planned, Stream& stream) {
+  WEFT_CHECK(device == Device::meta || std::ssize(planned) == plan.count, name, ": ",
+             planned.size(), " planned, not ", plan.count);
+  StageSlots slots{.plan = std::move(plan), .slabs = {}};
+  for (int i = 0; i < slots.plan.count; ++i) {
+    slots.slabs.emplace_back(name, device, device == Device::meta ? 0 : planned[i], &stream);
+  }
+  return slots;
+}
+
+std::vector<int64_t> peaks_of(const StageSlots& slots) {
+  std::vector<int64_t> peaks;
+  for (const Arena& slab : slots.slabs) peaks.push_back(slab.peak());
+  return peaks;
+}
+
+int stage_of(const Config& config, int rank) {
+  return coordinate_of(config.mesh, rank)[static_cast<int>(Axis::pipeline)];
+}
+
 }  // namespace
+
+int64_t MemoryPlan::frames() const {
+  return std::accumulate(frame_slots.begin(), frame_slots.end(), int64_t{0});
+}
+
+int64_t MemoryPlan::products() const {
+  return std::accumulate(product_slots.begin(), product_slots.end(), int64_t{0});
+}
 
 void MemoryPlan::check(int64_t step, const MemoryPlan& real) const {
   const auto text = [](const MemoryPlan& plan) {
-    return concat("state ", plan.state, ", frames ", plan.frames, ", scratch ", plan.scratch,
-                  ", staging ", plan.staging);
+    const auto list = [](const std::vector<int64_t>& slots) {
+      std::string bytes;
+      for (const int64_t slot : slots) bytes += concat(bytes.empty() ? "" : " + ", slot);
+      return bytes.empty() ? "0" : bytes;
+    };
+    return concat("state ", plan.state, ", frames ", list(plan.frame_slots), ", waiting products ",
+                  list(plan.product_slots), ", scratch ", plan.scratch, ", staging ", plan.staging);
   };
   WEFT_REQUIRE(real == *this, ExitCode::comparison, "step ", step,
                ": peak bytes planned: ", text(*this), "; in the arenas: ", text(real));
@@ -72,13 +109,19 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       target_(target_of(config, world)),
       staging_(target_, memory.staging),
       compute_(make_compute_stream(world, kernels_)),
+      schedule_(schedule_of(config)),
+      pieces_(pieces_of(config)),
       state_("state", world.device(), memory.state, compute_.get()),
-      frames_("frames", world.device(), memory.frames, compute_.get()),
       scratch_("scratch", world.device(), memory.scratch, compute_.get()),
+      frames_(make_slots(frame_slots(schedule_, stage_of(config, world.rank())), "frames",
+                         world.device(), memory.frame_slots, *compute_)),
+      products_(make_slots(weight_slots(schedule_, stage_of(config, world.rank())),
+                           "waiting products", world.device(), memory.product_slots, *compute_)),
       mesh_(world, config.mesh, {&predicted_, &counted_}, config.train.strict),
+      channels_(world, config.mesh, schedule_, {&predicted_, &counted_}, config.train.strict),
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
       model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice,
-             {.rank = mesh_.at(Axis::tensor), .size = mesh_.size(Axis::tensor)}),
+             {.rank = mesh_.at(Axis::tensor), .size = mesh_.size(Axis::tensor)}, pieces()),
       store_(model_.parameters(), config.train.precision, state_),
       optimizer_(adamw_config(config.optimizer), store_, with_holders(mesh_, world, store_),
                  state_),
@@ -133,15 +176,22 @@ StepReport Trainer::report(double loss_scale) {
 }
 
 void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx) {
-  for (int i = 0; i < static_cast<int>(batches.size()); ++i) {
-    const Batch& batch = batches[i];
-    Frame frame(frames_, std::ssize(batch.segments), sequence_cuts_, mesh_.at(Axis::sequence), i,
-                config_.train.recompute);
-    model_.begin({.segments = batch.segments, .tokens = batch.tokens, .labels = batch.labels},
-                 frame, staging_, ctx);
-    model_.forward(frame, ctx);
-    model_.backward(frame, ctx);
+  std::vector<TokenShard> shards;
+  for (const Batch& batch : batches) {
+    shards.push_back({.segments = batch.segments, .tokens = batch.tokens, .labels = batch.labels});
   }
+  ModelStage stage(model_,
+                   {.schedule = schedule_,
+                    .pieces = pieces_,
+                    .tokens = sequence_cuts_,
+                    .shard = mesh_.at(Axis::sequence),
+                    .recompute = config_.train.recompute},
+                   std::move(shards), frames_, products_, staging_, ctx);
+  PipelineExecutor(schedule_, channels_).run(stage, ctx);
+}
+
+std::vector<ModelPiece> Trainer::pieces() const {
+  return pieces_of_stage(schedule_, pieces_, channels_.stage());
 }
 
 void Trainer::set_compute(std::unique_ptr<Stream> stream) {
@@ -157,18 +207,23 @@ void Trainer::clear_ledgers() {
 
 MemoryPlan Trainer::peaks() const {
   return {.state = state_.peak(),
-          .frames = frames_.peak(),
+          .frame_slots = peaks_of(frames_),
+          .product_slots = peaks_of(products_),
           .scratch = scratch_.peak(),
           .staging = staging_.peak()};
 }
 
 std::vector<Arena::Item> Trainer::at_peak() const {
   std::map<std::string_view, Arena::Item> by_name;
-  for (const Arena* arena : {&state_, &frames_, &scratch_}) {
-    for (const Arena::Item& item : arena->at_peak()) {
+  const auto add_items = [&](const Arena& arena) {
+    for (const Arena::Item& item : arena.at_peak()) {
       auto [entry, first] = by_name.try_emplace(item.name, item);
       if (!first) entry->second.bytes += item.bytes;
     }
+  };
+  for (const Arena* arena : {&state_, &scratch_}) add_items(*arena);
+  for (const StageSlots* slots : {&frames_, &products_}) {
+    for (const Arena& slab : slots->slabs) add_items(slab);
   }
   std::vector<Arena::Item> items;
   for (const auto& [name, item] : by_name) items.push_back(item);
@@ -186,8 +241,9 @@ std::vector<Batch> batch_shapes(const Config& config, const Coordinate& at) {
   const int sequence_shard = at[static_cast<int>(Axis::sequence)];
   std::vector<Batch> batches;
   int64_t left = samples.size(at[static_cast<int>(Axis::data)]);
-  for (; left > 0; left -= config.train.micro_batch_size) {
+  for (int64_t i = micro_batches_of(config); i > 0; --i) {
     const int64_t count = std::min(left, config.train.micro_batch_size);
+    left -= count;
     batches.push_back(
         {.segments = std::vector<SegmentMap>(count, SegmentMap::single(config.data.seq_length)),
          .begin = tokens.begin(sequence_shard),
@@ -237,6 +293,7 @@ StepPlan plan_step(const Config& config, int rank) {
   return {.parameters = trainer.parameters().count(),
           .memory = trainer.peaks(),
           .at_peak = trainer.at_peak(),
+          .pieces = trainer.pieces(),
           .kernels = trainer.kernels(),
           .bytes = trainer.predicted().entries()};
 }

@@ -9,20 +9,25 @@
 
 #include "data/batch_loader.hpp"
 #include "launch/config.hpp"
-#include "models/model.hpp"
+#include "models/model_stage.hpp"
 #include "parallel/data/sharded_optimizer.hpp"
+#include "parallel/pipeline/channels.hpp"
 #include "src/tensor/staging.hpp"
 
 namespace weft {
 
 /// Bytes that a rank allocates before the first step.
 struct MemoryPlan {
-  int64_t state = 0;    // parameters, gradients, moments
-  int64_t frames = 0;   // what forward leaves for backward
-  int64_t scratch = 0;  // what dies inside a call
-  int64_t staging = 0;  // of the host: inputs on their way to a GPU
-  /// Of the three arenas, where the model runs.
-  int64_t peak() const { return state + frames + scratch; }
+  int64_t state = 0;                        // parameters, gradients, moments
+  std::vector<int64_t> frame_slots = {};    // what forward leaves for backward, by slot
+  std::vector<int64_t> product_slots = {};  // operands of weights' gradients that wait, by slot
+  int64_t scratch = 0;                      // what dies inside a call
+  int64_t staging = 0;                      // of the host: inputs on their way to a GPU
+  /// Of all slots.
+  int64_t frames() const;
+  int64_t products() const;
+  /// Of all arenas, where the model runs.
+  int64_t peak() const { return state + frames() + products() + scratch; }
   bool operator==(const MemoryPlan&) const = default;
   /// Throws Error(comparison) when `real`, the peaks of a step, is not this plan.
   void check(int64_t step, const MemoryPlan& real) const;
@@ -32,7 +37,8 @@ struct MemoryPlan {
 struct StepPlan {
   int64_t parameters = 0;  // elements that the rank holds
   MemoryPlan memory;
-  std::vector<Arena::Item> at_peak;  // of all three arenas, by name, largest first
+  std::vector<Arena::Item> at_peak;  // of all arenas, by name, largest first
+  std::vector<ModelPiece> pieces;    // of the model that the rank's stage has
   std::map<std::string, Cost> kernels;
   std::map<Ledger::Key, int64_t> bytes;  // sent
   double flops() const;
@@ -68,6 +74,8 @@ class Trainer {
   const ParameterStore& parameters() const { return store_; }
   /// What this rank updates.
   std::vector<OwnedPiece> owned() const { return optimizer_.owned(); }
+  /// The model's pieces that this rank's stage has.
+  std::vector<ModelPiece> pieces() const;
   const ProcessMesh& mesh() const { return mesh_; }
   ProcessMesh& mesh() { return mesh_; }
   Stream& compute() { return *compute_; }
@@ -82,7 +90,7 @@ class Trainer {
 
   /// How often this rank has waited for a GPU so far: once a step, and in transfers through the
   /// host.
-  int64_t host_waits() const { return reports_ + mesh_.host_waits(); }
+  int64_t host_waits() const { return reports_ + mesh_.host_waits() + channels_.host_waits(); }
 
   /// Runs the next steps on `stream`, which works on the same device, the CPU or meta; for
   /// measuring.
@@ -104,8 +112,12 @@ class Trainer {
   Staging staging_;            // before the stream, which ends its copies first
   cuda::PinnedMemory report_;  // of totals_, where those are on a GPU
   std::unique_ptr<Stream> compute_;
-  Arena state_, frames_, scratch_;
+  PipelineSchedule schedule_;
+  std::vector<ModelPiece> pieces_;  // of all stages
+  Arena state_, scratch_;
+  StageSlots frames_, products_;
   ProcessMesh mesh_;  // after the arenas: when a step fails, transfers under way end before them
+  PipelineChannels channels_;
   Cuts sequence_cuts_;
   Model model_;
   ParameterStore store_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "models/state_family.hpp"
+#include "parallel/tensor/token_rows.hpp"
 
 namespace weft {
 namespace {
@@ -72,12 +73,33 @@ void fill_windows(const std::vector<int64_t>& windows, const KeyRange& keys, con
 }  // namespace
 
 Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice,
-             const TensorPlace& place)
-    : config_(config), inputs_(inputs_of(strategies)), embedding_(config, place) {
-  if (inputs_.keys) frequencies_ = rope_frequencies(config.rope, config.head_dim);
-  if (inputs_.state_rotary) {
+             const TensorPlace& place, const std::vector<ModelPiece>& pieces)
+    : config_(config) {
+  const std::vector<ModelPiece> whole = {{.end = static_cast<int>(config.num_hidden_layers)}};
+  bool reads_keys = false, rotates_state = false, has_embedding = false, has_head = false;
+  for (const ModelPiece& piece : pieces.empty() ? whole : pieces) {
+    chunks_.push_back(make_chunk(piece, strategies, place));
+    reads_keys |= chunks_.back().inputs.keys;
+    rotates_state |= chunks_.back().inputs.state_rotary;
+    has_embedding |= piece.embedding;
+    has_head |= piece.head;
+  }
+  if (reads_keys) frequencies_ = rope_frequencies(config.rope, config.head_dim);
+  if (rotates_state) {
     state_frequencies_ = rope_frequencies(config.rope, state_layout(config, 'L').key_dim);
   }
+  const bool tied = config.tie_word_embeddings;
+  if (has_embedding || (tied && has_head)) embedding_.emplace(config_, place);
+  // A tied table is on the first and on the last stage, or on one that is both.
+  if (tied && has_embedding != has_head) embedding_->table.holders.both_ends = true;
+  if (has_head) {
+    head_ =
+        std::make_unique<LossHead>(config_, loss_slice, tied ? &embedding_->table : nullptr, place);
+  }
+}
+
+Model::Chunk Model::make_chunk(const ModelPiece& piece, const SequenceStrategies& strategies,
+                               const TensorPlace& place) const {
   // A list has one entry for all layers of its letters, or one for each.
   const auto pick = [&](const auto& list, std::string_view letters, int64_t layer) {
     const int64_t all = config_.mixers(letters, config_.num_hidden_layers);
@@ -86,27 +108,22 @@ Model::Model(const ModelConfig& config, const SequenceStrategies& strategies, in
     const bool has_own = list.size() > 1 && letters.find(config_.mixer_of(layer)) != letters.npos;
     return list[has_own ? config_.mixers(letters, layer) : 0];
   };
-  for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
+  Chunk chunk{
+      .piece = piece, .inputs = {.tokens = piece.embedding, .labels = piece.head}, .layers = {}};
+  Inputs& inputs = chunk.inputs;
+  for (int layer = piece.begin; layer < piece.end; ++layer) {
     const LayerStrategy strategy{.attention = pick(strategies.attention, "*", layer),
                                  .scan = pick(strategies.scans, "LG", layer),
                                  .scan_options = strategies.scan_options,
                                  .place = place};
-    layers_.push_back(std::make_unique<DecoderLayer>(layer, config_, strategy));
+    const char mixer = config_.mixer_of(layer);
+    inputs.keys |= mixer == '*' || mixer == 'W' || mixer == 'P';
+    inputs.windows |= mixer == 'W';
+    inputs.all_keys |= mixer == '*' && strategy.attention->reads_all_intervals;
+    inputs.state_rotary |= mixer == 'L' && state_layout(config_, 'L').family->rotary;
+    chunk.layers.push_back(std::make_unique<DecoderLayer>(layer, config_, strategy));
   }
-  head_ = std::make_unique<LossHead>(
-      config_, loss_slice, config_.tie_word_embeddings ? &embedding_.table : nullptr, place);
-}
-
-Model::Inputs Model::inputs_of(const SequenceStrategies& strategies) const {
-  const auto has = [&](std::string_view letters) {
-    return config_.mixers(letters, config_.num_hidden_layers) > 0;
-  };
-  Inputs inputs{.keys = has("*WP"), .windows = has("W")};
-  for (const AttentionStrategy* strategy : strategies.attention) {
-    inputs.all_keys |= has("*") && strategy->reads_all_intervals;
-  }
-  inputs.state_rotary = has("L") && state_layout(config_, 'L').family->rotary;
-  return inputs;
+  return chunk;
 }
 
 std::vector<Parameter*> Model::parameters() {
@@ -116,70 +133,77 @@ std::vector<Parameter*> Model::parameters() {
     parameter.unit = unit;
     all.push_back(&parameter);
   };
-  take(embedding_.table);
-  for (const auto& layer : layers_) {
-    ++unit;
-    layer->visit(take);
+  if (embedding_) take(embedding_->table);
+  for (const Chunk& chunk : chunks_) {
+    unit = chunk.piece.begin;
+    for (const auto& layer : chunk.layers) {
+      ++unit;
+      layer->visit(take);
+    }
   }
-  ++unit;
-  head_->visit(take);
+  unit = static_cast<int>(config_.num_hidden_layers) + 1;
+  if (head_) head_->visit(take);
   return all;
 }
 
-void Model::for_each_input(const Frame& frame, DType dtype, const InputSlot& f) const {
+void Model::for_each_input(const Inputs& inputs, const Frame& frame, DType dtype,
+                           const InputSlot& f) const {
   const DType wide = accumulator_of(dtype);
   const int64_t B = frame.batch(), T = frame.tokens();
-  for (const char* slot : {"tokens", "labels"}) f(slot, DType::i32, {B, T});
+  if (inputs.tokens) f("tokens", DType::i32, {B, T});
+  if (inputs.labels) f("labels", DType::i32, {B, T});
   f("positions", DType::i64, {B, T});
-  if (inputs_.keys) {
+  if (inputs.keys) {
     for (const char* slot : {"key begin", "key end"}) f(slot, DType::i64, {B, T});
     for (const char* slot : {"cos", "sin"}) f(slot, wide, {B, T, config_.head_dim / 2});
   }
-  if (inputs_.windows) {
+  if (inputs.windows) {
     f(kWindow, DType::i64, {std::ssize(config_.distinct_windows()), B, T});
   }
-  if (inputs_.all_keys) {
+  if (inputs.all_keys) {
     for (const char* slot : kAllKeys) f(slot, DType::i64, {B, frame.cuts().total()});
   }
-  if (inputs_.state_rotary) {
+  if (inputs.state_rotary) {
     for (const char* slot : {"state cos", "state sin"}) {
       f(slot, wide, {B, T, std::ssize(state_frequencies_)});
     }
   }
 }
 
-void Model::write_inputs(const TokenShard& shard, const Frame& frame, Staging& staging,
-                         StepContext& ctx) const {
+void Model::write_inputs(const Inputs& inputs, const TokenShard& shard, const Frame& frame,
+                         Staging& staging, StepContext& ctx) const {
   const auto reserve = [&](bool wanted, const char* slot) {
     return wanted ? staging.reserve(frame.peek(slot)) : Tensor{};
   };
-  const Tensor tokens = reserve(true, "tokens"), labels = reserve(true, "labels");
+  const Tensor tokens = reserve(inputs.tokens, "tokens");
+  const Tensor labels = reserve(inputs.labels, "labels");
   const Tensor positions = reserve(true, "positions");
-  const KeyRange keys{reserve(inputs_.keys, "key begin"), reserve(inputs_.keys, "key end")};
-  const Tensor windows = reserve(inputs_.windows, kWindow);
-  const KeyRange all{reserve(inputs_.all_keys, kAllKeys[0]),
-                     reserve(inputs_.all_keys, kAllKeys[1])};
+  const KeyRange keys{reserve(inputs.keys, "key begin"), reserve(inputs.keys, "key end")};
+  const Tensor windows = reserve(inputs.windows, kWindow);
+  const KeyRange all{reserve(inputs.all_keys, kAllKeys[0]), reserve(inputs.all_keys, kAllKeys[1])};
   if (ctx.compute.device() == Device::meta) return;
   WEFT_CHECK(
       std::ssize(shard.segments) == frame.batch() && std::ssize(shard.tokens) == frame.rows() &&
           std::ssize(shard.labels) == frame.rows(),
       "a frame of ", frame.batch(), " x ", frame.tokens(), " tokens got ", shard.tokens.size());
-  std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
-  std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
+  if (tokens) std::copy(shard.tokens.begin(), shard.tokens.end(), tokens.as<int32_t>());
+  if (labels) std::copy(shard.labels.begin(), shard.labels.end(), labels.as<int32_t>());
   fill_positions(shard.segments, frame, positions);
-  if (inputs_.keys) fill_keys(shard.segments, config_.causal, frame, keys);
-  if (inputs_.windows) fill_windows(config_.distinct_windows(), keys, windows);
-  if (inputs_.all_keys) fill_all_keys(shard.segments, config_.causal, all);
+  if (inputs.keys) fill_keys(shard.segments, config_.causal, frame, keys);
+  if (inputs.windows) fill_windows(config_.distinct_windows(), keys, windows);
+  if (inputs.all_keys) fill_all_keys(shard.segments, config_.causal, all);
   staging.send(ctx.compute);
   ctx.observe(frame, "positions", frame.peek("positions"));
 }
 
-void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const {
-  for_each_input(frame, ctx.dtype,
+Tensor Model::begin(int chunk, const TokenShard& shard, Frame& frame, Staging& staging,
+                    StepContext& ctx) const {
+  const auto& [piece, inputs, layers] = chunks_[chunk];
+  for_each_input(inputs, frame, ctx.dtype,
                  [&](const char* slot, DType dtype, std::initializer_list<int64_t> shape) {
                    frame.push(slot, dtype, shape);
                  });
-  write_inputs(shard, frame, staging, ctx);
+  write_inputs(inputs, shard, frame, staging, ctx);
   frame.set_one_document(
       std::all_of(shard.segments.begin(), shard.segments.end(),
                   [](const SegmentMap& documents) { return documents.starts().size() == 1; }));
@@ -190,30 +214,38 @@ void Model::begin(const TokenShard& shard, Frame& frame, Staging& staging, StepC
                 .frequencies = &f},
                ctx.compute);
   };
-  if (inputs_.keys) fill_table("cos", "sin", frequencies_);
-  if (inputs_.state_rotary) fill_table("state cos", "state sin", state_frequencies_);
+  if (inputs.keys) fill_table("cos", "sin", frequencies_);
+  if (inputs.state_rotary) fill_table("state cos", "state sin", state_frequencies_);
+  if (piece.embedding) return {};
+  return frame.push("stream", ctx.dtype,
+                    {TokenRows(frame, piece.begin, ctx).size(), config_.hidden_size});
 }
 
-void Model::forward(Frame& frame, StepContext& ctx) {
-  Tensor x = embedding_.forward(frame, ctx);
-  for (const auto& layer : layers_) x = layer->forward(x, frame, ctx);
+Tensor Model::forward(int chunk, Frame& frame, StepContext& ctx) {
+  const auto& [piece, inputs, layers] = chunks_[chunk];
+  Tensor x = piece.embedding ? embedding_->forward(frame, ctx) : frame.peek("stream");
+  for (const auto& layer : layers) x = layer->forward(x, frame, ctx);
+  if (!piece.head) return x;
   head_->forward(x, frame, ctx);
+  return {};
 }
 
-void Model::backward(Frame& frame, StepContext& ctx) {
-  const Scope scope(ctx.scratch);
-  const Tensor x = frame.peek("stream");
-  const Tensor d = ctx.scratch.allocate("dstream", ctx.dtype, {x.dim(0), x.dim(1)});
-  head_->backward(d, x, frame, ctx);
-  for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
+void Model::backward(int chunk, const Tensor& d, Frame& frame, StepContext& ctx) {
+  const auto& [piece, inputs, layers] = chunks_[chunk];
+  if (piece.head) head_->backward(d, frame.peek("stream"), frame, ctx);
+  for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
     (*layer)->backward(d, frame, ctx);
   }
-  embedding_.backward(d, frame, ctx);
-  std::vector<const char*> inputs;
-  for_each_input(frame, ctx.dtype, [&](const char* slot, DType, std::initializer_list<int64_t>) {
-    inputs.push_back(slot);
-  });
-  for (auto slot = inputs.rbegin(); slot != inputs.rend(); ++slot) frame.pop(*slot);
+  if (piece.embedding) {
+    embedding_->backward(d, frame, ctx);
+  } else {
+    frame.pop("stream");
+  }
+  std::vector<const char*> pushed;
+  for_each_input(
+      inputs, frame, ctx.dtype,
+      [&](const char* slot, DType, std::initializer_list<int64_t>) { pushed.push_back(slot); });
+  for (auto slot = pushed.rbegin(); slot != pushed.rend(); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
 }
 

@@ -1,9 +1,11 @@
-// The decoder: embedding, layers, loss head; and the frame of a micro-batch.
+// The decoder: embedding, layers, loss head, or the pieces of it that a pipeline stage holds; and
+// the frame of a micro-batch.
 #pragma once
 
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,12 +33,20 @@ struct SequenceStrategies {
   StateScanOptions scan_options;
 };
 
+/// Consecutive layers [begin, end) of the model, and what stands at its ends.
+struct ModelPiece {
+  int begin = 0, end = 0;
+  bool embedding = true;  // in front of the layers
+  bool head = true;       // behind them
+};
+
+/// A list of pieces: the chunks of a pipeline stage, in the order of a forward.
 class Model {
  public:
   /// `loss_slice`: tokens whose logits exist at once. `place`: which heads, columns and tokens of
-  /// the vocabulary are this rank's.
+  /// the vocabulary are this rank's. Without `pieces` all of the model is one.
   Model(const ModelConfig& config, const SequenceStrategies& strategies, int64_t loss_slice,
-        const TensorPlace& place = {});
+        const TensorPlace& place = {}, const std::vector<ModelPiece>& pieces = {});
   Model(const Model&) = delete;  // stores point at its parameters
   Model& operator=(const Model&) = delete;
 
@@ -45,36 +55,51 @@ class Model {
   /// last the head.
   std::vector<Parameter*> parameters();
 
-  /// Pushes what all layers read: tokens, labels, positions, visible keys, rotary tables. What the
-  /// host knows of it goes through `staging`, which has begun the step.
-  void begin(const TokenShard& shard, Frame& frame, Staging& staging, StepContext& ctx) const;
-  /// Adds this shard's token losses to ctx.loss_sum.
-  void forward(Frame& frame, StepContext& ctx);
-  /// Adds the gradients of loss x ctx.loss_scale; leaves the frame empty.
-  void backward(Frame& frame, StepContext& ctx);
+  /// Pushes what the layers of a chunk read: tokens, labels, positions, visible keys, rotary
+  /// tables. What the host knows of it goes through `staging`, which has begun the step. Returns
+  /// where the stream that enters the chunk shall be, [r, C], this rank's rows; absent where it
+  /// comes from the embedding.
+  Tensor begin(int chunk, const TokenShard& shard, Frame& frame, Staging& staging,
+               StepContext& ctx) const;
+  /// Returns the stream that leaves the chunk, [r, C], in the frame; absent behind the head, which
+  /// adds this shard's token losses to ctx.loss_sum.
+  Tensor forward(int chunk, Frame& frame, StepContext& ctx);
+  /// d: [r, C], in place: the gradient of what leaves the chunk becomes that of what enters it.
+  /// Behind the head it is of loss x ctx.loss_scale, whatever was there. Adds the gradients of
+  /// parameters; leaves the frame empty.
+  void backward(int chunk, const Tensor& d, Frame& frame, StepContext& ctx);
 
  private:
-  /// What begin() pushes for the layers that the model has.
+  /// What begin() pushes for the layers that a chunk has.
   struct Inputs {
+    bool tokens = false;        // the embedding
+    bool labels = false;        // the head
     bool keys = false;          // softmax layers: "key begin", "key end", "cos", "sin"
     bool windows = false;       // W
     bool all_keys = false;      // some strategy computes for queries of other ranks
     bool state_rotary = false;  // some state mixer rotates: "state cos", "state sin"
   };
-  Inputs inputs_of(const SequenceStrategies& strategies) const;
+  struct Chunk {
+    ModelPiece piece;
+    Inputs inputs;
+    std::vector<std::unique_ptr<DecoderLayer>> layers;
+  };
+
+  Chunk make_chunk(const ModelPiece& piece, const SequenceStrategies& strategies,
+                   const TensorPlace& place) const;
   using InputSlot = std::function<void(const char*, DType, std::initializer_list<int64_t>)>;
   /// Calls f with the name, type and shape of every slot that begin() pushes, in order.
-  void for_each_input(const Frame& frame, DType dtype, const InputSlot& f) const;
-  void write_inputs(const TokenShard& shard, const Frame& frame, Staging& staging,
-                    StepContext& ctx) const;
+  void for_each_input(const Inputs& inputs, const Frame& frame, DType dtype,
+                      const InputSlot& f) const;
+  void write_inputs(const Inputs& inputs, const TokenShard& shard, const Frame& frame,
+                    Staging& staging, StepContext& ctx) const;
 
   ModelConfig config_;
-  Inputs inputs_;
   std::vector<double> frequencies_;        // rotary, D/2
   std::vector<double> state_frequencies_;  // of state mixers, K/2
-  Embedding embedding_;
-  std::vector<std::unique_ptr<DecoderLayer>> layers_;
-  std::unique_ptr<LossHead> head_;
+  std::optional<Embedding> embedding_;     // where there is the embedding, or a head tied to it
+  std::vector<Chunk> chunks_;
+  std::unique_ptr<LossHead> head_;  // where there is the head
 };
 
 }  // namespace weft

@@ -8,6 +8,7 @@
 
 #include "parallel/mesh.hpp"
 #include "parallel/parameter_store.hpp"
+#include "parallel/weight_products.hpp"
 #include "src/core/device.hpp"
 #include "src/core/segment_map.hpp"
 #include "src/core/shard.hpp"
@@ -135,12 +136,13 @@ struct StepContext {
   Stream& compute;
   Arena& scratch;
   const ParameterStore& parameters;
-  DType dtype;                   // of computation
-  Tensor loss_sum;               // [1] f64: sum of token losses of this rank, accumulates
-  double loss_scale = 1;         // of the gradient: 1 / labelled tokens of the global batch
-  bool training = true;          // false: only the loss, no gradient
-  Probe probe = {};              // may be empty
-  Device planned = Device::cpu;  // on the meta device: where the run that is planned computes
+  DType dtype;                        // of computation
+  Tensor loss_sum;                    // [1] f64: sum of token losses of this rank, accumulates
+  double loss_scale = 1;              // of the gradient: 1 / labelled tokens of the global batch
+  bool training = true;               // false: only the loss, no gradient
+  Probe probe = {};                   // may be empty
+  Device planned = Device::cpu;       // on the meta device: where the run that is planned computes
+  WeightProducts* waiting = nullptr;  // where products of weights wait; null: they run at once
 
   /// The device whose kernels compute, or on the meta device would.
   Device target() const { return compute.device() == Device::meta ? planned : compute.device(); }
@@ -148,7 +150,9 @@ struct StepContext {
   Tensor gradient(const Parameter& p) const { return parameters.gradient(p); }
   /// A product that adds to a parameter's gradient. All go through here, so that a schedule can
   /// hold them back.
-  void weight_gradient(const MatmulArgs& args) { matmul(args, compute); }
+  void weight_gradient(const MatmulArgs& args) {
+    waiting != nullptr ? waiting->add(args, compute) : matmul(args, compute);
+  }
   void observe(const Frame& frame, std::string_view name, const Tensor& value,
                const RowPlace& place = {}) const;
   /// As "layers.<layer>.<name>".

@@ -337,7 +337,6 @@ TEST_P(LaterTest, IsRefused) {
 }
 
 const Later kLater[] = {
-    {"Pipeline", "mesh: {pipeline: 2}", "mesh.pipeline: 2"},
     {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},
     {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "launch/mesh_option.hpp"
+#include "launch/pipeline_stages.hpp"
 #include "tests/config_testing.hpp"
 
 namespace weft {
@@ -18,7 +20,7 @@ Config parse_set(const std::string& set) {
 TEST(ConfigTest, ValuesOfTodayAreTakenForKeysOfLater) {
   EXPECT_NO_THROW(
       parse("data: {path: x}\ntrain: {deterministic: false}\n"
-            "mesh: {pipeline: 1, tensor: 1}\noptimizer: {zero: 1}\n"));
+            "mesh: {tensor: 1}\noptimizer: {zero: 1}\n"));
 }
 
 // ---- Files
@@ -128,6 +130,42 @@ TEST(ConfigTest, NamesOfOtherProgramsAreTranslatedAndNoted) {
       "train.global-batch-size -> train.global_batch_size",
       "clip_grad -> optimizer.grad_clip"};
   EXPECT_EQ(loaded.notes, notes);
+}
+
+// ---- The pipeline
+
+TEST(ConfigTest, PipelinesHaveTheChunksOfTheirSchedule) {
+  const auto chunks = [](const std::string& schedule) {
+    return chunks_of(parse_set("pipeline.schedule=" + schedule).pipeline);
+  };
+  for (const char* schedule : {"gpipe", "1f1b", "zb_h1"}) EXPECT_EQ(chunks(schedule), 1);
+  for (const char* schedule : {"interleaved", "zb_v"}) EXPECT_EQ(chunks(schedule), 2);
+  const std::string base = "data: {path: x}\n";
+  EXPECT_EQ(message_of(base, {"pipeline.chunks=2"}),
+            "--set: pipeline.chunks: expected 1 for pipeline.schedule = 1f1b, got 2");
+  EXPECT_EQ(message_of(base, {"pipeline.schedule=zb_v", "pipeline.chunks=3"}),
+            "--set: pipeline.chunks: expected 2 for pipeline.schedule = zb_v, got 3");
+  EXPECT_EQ(message_of(base, {"pipeline.schedule=zb_h2"}),
+            "--set: pipeline.schedule: expected gpipe, 1f1b, interleaved, zb_h1 or zb_v, got "
+            "'zb_h2' (did you mean 'zb_h1'?)");
+  EXPECT_EQ(parse(base, {"pipeline_parallel_schedule=ZBVZeroBubble"}).pipeline.schedule, "zb_v");
+}
+
+TEST(ConfigTest, StagesHaveALayerEach) {
+  const std::string base = "data: {path: x}\nmodel: {num_hidden_layers: 4}\n";
+  EXPECT_NO_THROW(parse(base, {"pp=4"}));
+  EXPECT_EQ(message_of(base, {"mesh.pipeline=5"}),
+            "--set: mesh.pipeline: expected no more stages x chunks than model.num_hidden_layers "
+            "= 4, got 5 x 1");
+  EXPECT_EQ(message_of(base, {"mesh.pipeline=3", "pipeline.schedule=interleaved",
+                              "num_virtual_stages_per_pipeline_rank=2"}),
+            "--set: pipeline.chunks: expected no more stages x chunks than "
+            "model.num_hidden_layers = 4, got 3 x 2");
+  Config c = parse(base, {"pipeline.schedule=zb_v"});
+  set_mesh(c, "pipeline=4");
+  EXPECT_EQ(message_of([&] { resolve_mesh(c, 4); }),
+            "pipeline.chunks: expected no more stages x chunks than model.num_hidden_layers = 4, "
+            "got 4 x 2");
 }
 
 // ---- The mesh

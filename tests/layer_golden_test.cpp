@@ -105,7 +105,7 @@ class LayerOnRanks {
     const std::vector<int32_t> ids(frame.rows());
     const Model model(case_.model, {}, /*loss_slice=*/1);
     Staging staging(Device::cpu, 0);
-    model.begin({.segments = case_.segments, .tokens = ids, .labels = ids}, frame, staging,
+    model.begin(0, {.segments = case_.segments, .tokens = ids, .labels = ids}, frame, staging,
                 context);
 
     const Owned x = shard_of("x", frame), dy = shard_of("dy", frame);

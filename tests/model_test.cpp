@@ -200,7 +200,7 @@ TEST(Windows, BeginInsideTheDocumentAndTheWindow) {
                                               SegmentMap(13, {4, 9}, true)};
     const std::vector<int32_t> tokens(16);
     Staging staging(Device::cpu, 0);
-    model.begin({.segments = segments, .tokens = tokens, .labels = tokens}, frame, staging,
+    model.begin(0, {.segments = segments, .tokens = tokens, .labels = tokens}, frame, staging,
                 rank.context);
     const Tensor begins = frame.peek("window begin");  // of the windows 3 and 6
     ASSERT_TRUE(begins.has_shape({2, 2, 8}));
@@ -254,7 +254,7 @@ TEST(Plan, IsTheMemoryOfTheRealStep) {
                                world.rank(), Cuts::even(3, 1), 0, 2);
       trainer.step(0, loader.load(0), loader.global_labels(0));
       EXPECT_EQ(trainer.peaks().state, plan.memory.state);
-      EXPECT_EQ(trainer.peaks().frames, plan.memory.frames);
+      EXPECT_EQ(trainer.peaks().frame_slots, plan.memory.frame_slots);
       EXPECT_EQ(trainer.peaks().scratch, plan.memory.scratch);
     });
   }
@@ -270,7 +270,7 @@ TEST(Plan, OfAGpuIsForItsKernels) {
   config.train.device = DeviceChoice::cuda;
   const MemoryPlan gpu = plan_step(config, 0).memory;
   EXPECT_EQ(gpu.state, cpu.state);
-  EXPECT_EQ(gpu.frames, cpu.frames);
+  EXPECT_EQ(gpu.frame_slots, cpu.frame_slots);
   EXPECT_NE(gpu.scratch, cpu.scratch);
   EXPECT_EQ(cpu.staging, 0);
   // Tokens, labels and positions of 2 x 13 tokens and of 13, each of whole 64 bytes.

@@ -277,21 +277,21 @@ LayerBytes layer_bytes(const Config& config, int64_t tokens) {
 void expect_planned_memory(const Config& config, int rank) {
   const int64_t tokens = Cuts::even(config.data.seq_length, config.mesh.ranks()).size(rank);
   const MemoryPlan none = plan_step(with(config, Recompute::none), rank).memory;
-  int64_t previous = none.frames + 1;
+  int64_t previous = none.frames() + 1;
   for (const Recompute policy : kPolicies) {
     const Config recomputing = with(config, policy);
     const MemoryPlan plan = plan_step(recomputing, rank).memory;
     const auto [kept, pushed, mlp] = layer_bytes(recomputing, tokens);
-    EXPECT_EQ(plan.frames, none.frames - config.model.num_hidden_layers * (pushed - kept));
+    EXPECT_EQ(plan.frames(), none.frames() - config.model.num_hidden_layers * (pushed - kept));
     // Here the mixer's backward takes more scratch than the MLP's, by more than the MLP's slots.
     EXPECT_EQ(plan.scratch, none.scratch + (pushed - kept) - mlp);
     EXPECT_EQ(plan.state, none.state);
-    EXPECT_LT(plan.frames, previous);
-    previous = plan.frames;
+    EXPECT_LT(plan.frames(), previous);
+    previous = plan.frames();
 
     Config shallower = recomputing;
     --shallower.model.num_hidden_layers;
-    EXPECT_EQ(plan.frames - plan_step(shallower, rank).memory.frames, kept);
+    EXPECT_EQ(plan.frames() - plan_step(shallower, rank).memory.frames(), kept);
   }
 }
 

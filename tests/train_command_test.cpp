@@ -172,7 +172,8 @@ struct Mistake {
 TEST(Train, MistakesLeaveWithTheirCode) {
   const Mistake mistakes[] = {{"--set mesh.sequence=4", 64, "mpirun -n 4"},
                               {"--set mesh.tensor=2", 64, "mesh.tensor"},
-                              {"--set mesh.pipeline=2", 64, "mesh.pipeline"},
+                              {"--set mesh.pipeline=2", 64, "mpirun -n 2"},
+                              {"--set mesh.pipeline=9", 64, "mesh.pipeline"},
                               {"--set data.path=/nowhere/tokens.h5", 65, "/nowhere/tokens.h5"},
                               {"--set data.path=README.md", 65, "README.md"},
                               {"--set model.num_key_value_heads=3", 64, "num_key_value_heads"},
@@ -323,6 +324,15 @@ TEST(DryRun, PredictsWhatTheRunThenDoes) {
   char text[32];
   std::snprintf(text, sizeof text, "%.1f", std::stod(peak) / 1024);
   EXPECT_NE(dry.out.find(text), std::string::npos) << text << "\n" << dry.out;
+}
+
+TEST(DryRun, ShowsTheLayersOfEveryStage) {
+  const CommandResult dry =
+      run_command(weft_alone() + " train configs/parity.yaml --dry-run --set mesh.pipeline=2" +
+                  " --set pipeline.schedule=zb_v");
+  EXPECT_EQ(dry.code, 0) << dry.out;
+  EXPECT_NE(dry.out.find("0-1 6-7"), std::string::npos) << dry.out;
+  EXPECT_NE(dry.out.find("2-3 4-5"), std::string::npos) << dry.out;
 }
 
 TEST(Train, ADivergedRunLeavesWith70) {
