@@ -35,14 +35,14 @@ struct Expected {
     return out;
   }
 
-  /// Tokens [begin, end) of all sequences of a step, labels shifted before the cut.
-  Batch batch(int64_t step, int64_t begin, int64_t end) const {
-    Batch batch{.segments = std::vector<SegmentMap>(sequences, SegmentMap::single(length)),
+  /// Tokens [begin, end) of sequences [first, last) of a step, labels shifted before the cut.
+  Batch batch(int64_t step, int64_t first, int64_t last, int64_t begin, int64_t end) const {
+    Batch batch{.segments = std::vector<SegmentMap>(last - first, SegmentMap::single(length)),
                 .begin = begin,
                 .end = end,
                 .tokens = {},
                 .labels = {}};
-    for (int64_t b = 0; b < sequences; ++b) {
+    for (int64_t b = first; b < last; ++b) {
       const int64_t* sequence = tokens.data() + (step * sequences + b) * (length + 1);
       batch.tokens.insert(batch.tokens.end(), sequence + begin, sequence + end);
       batch.labels.insert(batch.labels.end(), sequence + begin + 1, sequence + end + 1);
@@ -96,14 +96,15 @@ class GoldenRun {
     load_hf_weights(folder_, trainer.model().config(), trainer.parameters(), trainer.compute());
     const Cuts cuts = Cuts::even(expected_.length, trainer.mesh().size(Axis::sequence));
     const int shard = trainer.mesh().at(Axis::sequence);
+    const bool has_first = trainer.mesh().at(Axis::data) == 0;
     trainer.set_before_update([&] { add_gradients(trainer); });
     trainer.set_probe([&](const Observation& seen) {
-      if (seen.name == "logits")
+      if (seen.name == "logits" && seen.micro_batch == 0 && has_first) {
         keep_logits(seen, trainer.compute(), cuts.begin(shard), cuts.end(shard));
+      }
     });
     for (int64_t step = 0; step < expected_.steps; ++step) {
-      const std::vector<Batch> batches = {
-          expected_.batch(step, cuts.begin(shard), cuts.end(shard))};
+      const std::vector<Batch> batches = batches_of(step, trainer.mesh(), cuts);
       const StepReport report = trainer.step(step, batches, expected_.sequences * expected_.length);
       trainer.set_before_update({});
       trainer.set_probe({});
@@ -112,6 +113,19 @@ class GoldenRun {
         trained_.norms.push_back(report.grad_norm);
       }
     }
+  }
+
+  /// The rank's micro-batches.
+  std::vector<Batch> batches_of(int64_t step, const ProcessMesh& mesh, const Cuts& cuts) const {
+    const Cuts sequences = Cuts::even(expected_.sequences, mesh.size(Axis::data));
+    const int data = mesh.at(Axis::data), shard = mesh.at(Axis::sequence);
+    std::vector<Batch> batches;
+    for (int64_t first = sequences.begin(data); first < sequences.end(data);) {
+      const int64_t last = std::min(first + config_.train.micro_batch_size, sequences.end(data));
+      batches.push_back(expected_.batch(step, first, last, cuts.begin(shard), cuts.end(shard)));
+      first = last;
+    }
+    return batches;
   }
 
   void add_gradients(Trainer& trainer) {

@@ -33,7 +33,9 @@ void PrintTo(const MeshModel& model, std::ostream* out) {
 
 const MeshModel kModels[] = {
     {"transformer", {"sequence.attention=lightseq"}},
-    {"linear", {"model.layer_pattern=L", "model.linear.family=gla", "sequence.state=zeco"}},
+    {"linear",
+     {"model.layer_pattern=L", "model.linear.family=gla", "model.linear.expand_k=2",
+      "model.linear.expand_v=2", "sequence.state=zeco"}},
     {"hybrid",
      {"model.layer_pattern=LGW*", "model.linear.family=simple_gla", "model.window=9",
       "model.delta.head_dim=4", "sequence.attention=lightseq", "sequence.state=zeco"}}};
@@ -43,21 +45,21 @@ const MeshModel kModels[] = {
 class MeshParity : public testing::TestWithParam<MeshModel> {};
 
 TEST_P(MeshParity, OfEveryPairOfAxes) {
-  expect_parity(joined(GetParam().sets, {"train.steps=2"}), {{.size = {2, 2, 1, 1}},
-                                                             {.size = {2, 1, 1, 2}},
-                                                             {.size = {1, 2, 2, 1}},
-                                                             {.size = {1, 2, 1, 2}},
-                                                             {.size = {1, 1, 2, 2}}});
+  expect_mesh_parity(joined(GetParam().sets, {"train.steps=2"}), {{.size = {2, 2, 1, 1}},
+                                                                  {.size = {2, 1, 1, 2}},
+                                                                  {.size = {1, 2, 2, 1}},
+                                                                  {.size = {1, 2, 1, 2}},
+                                                                  {.size = {1, 1, 2, 2}}});
 }
 
 TEST_P(MeshParity, OfThreeAxes) {
-  expect_parity(joined(GetParam().sets, {"train.steps=2"}),
-                {{.size = {2, 2, 2, 1}}, {.size = {1, 2, 2, 2}}, {.size = {2, 1, 2, 2}}});
+  expect_mesh_parity(joined(GetParam().sets, {"train.steps=2"}),
+                     {{.size = {2, 2, 2, 1}}, {.size = {1, 2, 2, 2}}, {.size = {2, 1, 2, 2}}});
 }
 
 TEST_P(MeshParity, OfFourAxesInF32) {
-  expect_parity(joined(GetParam().sets, {"train.steps=1", "train.precision=f32"}),
-                {{.size = {2, 2, 2, 2}}});
+  expect_mesh_parity(joined(GetParam().sets, {"train.steps=1", "train.precision=f32"}),
+                     {{.size = {2, 2, 2, 2}}});
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, MeshParity, testing::ValuesIn(kModels),
@@ -68,8 +70,8 @@ TEST(MeshParity, WhateverTheOrderOfTheAxes) {
       {Axis::tensor, Axis::sequence, Axis::pipeline, Axis::data},
       {Axis::sequence, Axis::data, Axis::tensor, Axis::pipeline}};
   for (const auto& order : orders) {
-    expect_parity({"train.steps=1", "sequence.attention=lightseq"},
-                  std::vector<MeshShape>{{.size = {1, 2, 2, 2}, .order = order}});
+    expect_mesh_parity({"train.steps=1", "sequence.attention=lightseq"},
+                       {{.size = {1, 2, 2, 2}, .order = order}});
   }
 }
 
@@ -79,18 +81,20 @@ class FullMeshParity : public testing::TestWithParam<std::tuple<MeshModel, const
 
 TEST_P(FullMeshParity, OfEveryFactorisation) {
   const auto& [model, precision, ranks] = GetParam();
-  expect_parity(
+  expect_mesh_parity(
       joined(model.sets, {concat("train.precision=", precision)}),
       ranks == 16 ? std::vector<MeshShape>{{.size = {2, 2, 2, 2}}} : factorisations(ranks));
+}
+
+std::string grid_label(const testing::TestParamInfo<FullMeshParity::ParamType>& test) {
+  const auto& [model, precision, ranks] = test.param;
+  return concat(model.name, "_", precision, "_", ranks);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, FullMeshParity,
                          testing::Combine(testing::ValuesIn(kModels), testing::Values("f64", "f32"),
                                           testing::Values(2, 4, 8, 16)),
-                         [](const auto& test) {
-                           const auto& [model, precision, ranks] = test.param;
-                           return concat(model.name, "_", precision, "_", ranks);
-                         });
+                         grid_label);
 
 }  // namespace
 }  // namespace weft

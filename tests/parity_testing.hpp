@@ -73,18 +73,24 @@ inline void expect_ok(const ParityReport& report, const Config& config) {
                          << report.first_tensor << ")";
 }
 
-/// The config on these data x sequence meshes equals the same on one rank.
+/// The config on these meshes equals the same on one rank.
+inline void expect_mesh_parity(const std::vector<std::string>& sets,
+                               const std::vector<MeshShape>& meshes) {
+  Config config = parity_config(sets);
+  const Recording reference = record(on_one_rank(config));
+  for (const MeshShape& mesh : meshes) {
+    config.mesh = mesh;
+    expect_ok(parity(config, reference), config);
+  }
+  std::printf("%zu cells\n", meshes.size());
+}
+
+/// The same on data x sequence meshes.
 inline void expect_parity(const std::vector<std::string>& sets,
                           const std::vector<std::pair<int, int>>& meshes) {
-  const Config config = parity_config(sets);
-  const Recording reference = record(on_one_rank(config));
-  int64_t cells = 0;
-  for (const auto& [data, sequence] : meshes) {
-    const Config here = on_mesh(config, data, sequence);
-    expect_ok(parity(here, reference), here);
-    ++cells;
-  }
-  std::printf("%lld cells\n", static_cast<long long>(cells));
+  std::vector<MeshShape> shapes;
+  for (const auto& [data, sequence] : meshes) shapes.push_back({.size = {data, 1, sequence, 1}});
+  expect_mesh_parity(sets, shapes);
 }
 
 }  // namespace weft
