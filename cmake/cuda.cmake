@@ -49,6 +49,7 @@ target_sources(weft_src PRIVATE
   $<TARGET_OBJECTS:weft_cuda_kernels>
   src/core/cuda/memory.cpp
   src/core/cuda/stream.cpp
+  src/core/cuda/timer.cpp
   src/kernels/cuda/attention_ways.cpp
   src/kernels/cuda/matmul.cpp)
 target_link_libraries(weft_src PUBLIC CUDA::cudart_static PRIVATE CUDA::cublasLt)

@@ -9,6 +9,7 @@
 
 #include "launch/collectives_bench.hpp"
 #include "launch/json_file.hpp"
+#include "launch/kernels_bench_command.hpp"
 #include "launch/sequence_bench_command.hpp"
 #include "launch/step_bench.hpp"
 #include "src/core/log.hpp"
@@ -108,6 +109,7 @@ int bench(const BenchOptions& options) {
 void add_bench_command(CLI::App& app, std::function<int()>& action) {
   CLI::App* command = app.add_subcommand("bench", "measure on this machine");
   command->require_subcommand(1);
+  add_kernels_bench(*command, action);
   add_collectives_bench(*command, action);
   CLI::App* step = command->add_subcommand(
       "step", "time one rank's training step against its matrix products alone");

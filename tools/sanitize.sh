@@ -47,7 +47,8 @@ else
   if [ "$kind" = address ]; then
     export LSAN_OPTIONS=suppressions=$PWD/tools/sanitize/lsan.supp:print_suppressions=0
     export ASAN_OPTIONS=fast_unwind_on_malloc=0
-    results+=$'\n'$(run "$log/commands.log" -L commands -E 'ResidentMemory|CountsTheProducts')
+    results+=$'\n'$(run "$log/commands.log" -L commands \
+      -E 'ResidentMemory|CountsTheProducts|BenchKernels\.Measures')
   fi
 fi
 if $counts; then echo "$results"; else echo "$results" | tools/closing_line.sh; fi

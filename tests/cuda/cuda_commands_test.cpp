@@ -1,4 +1,4 @@
-// weft train and weft parity on GPUs, from the command line.
+// weft train, weft parity and weft bench kernels on GPUs, from the command line.
 #include <gtest/gtest.h>
 
 #include "parallel/comm/nccl.hpp"
@@ -72,6 +72,14 @@ TEST_F(CommandsOnGpus, HoldParityOverNccl) {
   expect_parity(weft_alone(), "--comm nccl");
   expect_parity(weft_on(2), "--comm nccl");
   expect_parity(weft_on(2), "");
+}
+
+TEST_F(CommandsOnGpus, KernelsAreWithinTheirBounds) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    const CommandResult result = run_command(
+        concat(weft_alone(), " bench kernels --device cuda --repeats 1 --dtype ", dtype));
+    EXPECT_EQ(result.code, 0) << result.out;
+  }
 }
 
 TEST_F(CommandsOnGpus, RefuseF64InOneLine) {

@@ -1,7 +1,8 @@
-// Stands in for stream.cpp and memory.cpp in a build without CUDA.
+// Stands in for stream.cpp, memory.cpp and timer.cpp in a build without CUDA.
 #include "src/core/check.hpp"
 #include "src/core/cuda/memory.hpp"
 #include "src/core/cuda/stream.hpp"
+#include "src/core/cuda/timer.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -45,6 +46,9 @@ void copy_device_bytes(void*, const void*, int64_t, Stream&) {
   refuse();
 }
 void set_bytes(std::byte*, uint8_t, int64_t, Stream*) {
+  refuse();
+}
+double seconds_of(Stream&, const std::function<void()>&) {
   refuse();
 }
 
