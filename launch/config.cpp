@@ -6,7 +6,7 @@
 
 #include "launch/config_schema.hpp"
 #include "launch/hf.hpp"
-#include "launch/pipeline_stages.hpp"
+#include "launch/mesh_rules.hpp"
 #include "launch/quote.hpp"
 #include "launch/yaml.hpp"
 #include "src/core/check.hpp"
@@ -131,7 +131,7 @@ class Loader {
   void validate() const {
     const Config& c = loaded_.config;
     in_place([&] { c.model.validate(); });
-    in_place([&] { check_pipeline(c); });
+    in_place([&] { check_mesh(c); });
     require(!c.data.path.empty(), "data.path", "a token file or synthetic, got nothing");
     require(c.optimizer.min_lr <= c.optimizer.lr, "optimizer.min_lr",
             "at most optimizer.lr = ", c.optimizer.lr, ", got ", c.optimizer.min_lr);
@@ -197,26 +197,6 @@ LoadedConfig parse_config(std::string_view text, std::string_view file_name,
 
 LoadedConfig load_config(const std::string& path, const std::vector<std::string>& sets) {
   return parse_config(yaml::read_text(path), path, sets);
-}
-
-void resolve_mesh(Config& config, int ranks) {
-  MeshShape& mesh = config.mesh;
-  uint64_t product = 1;  // no overflow: the schema bounds each axis by 16 bits
-  for (const Axis axis : kAllAxes) {
-    if (mesh.along(axis) != kAutoSize) product *= static_cast<uint64_t>(mesh.along(axis));
-  }
-  const auto wanted = static_cast<uint64_t>(ranks);
-  if (mesh.along(Axis::data) == kAutoSize) {
-    WEFT_REQUIRE(
-        wanted % product == 0, ExitCode::config, "mesh: expected axes whose product divides ",
-        ranks, " ranks, got ", product, " (data=auto, pipeline=", mesh.along(Axis::pipeline),
-        ", sequence=", mesh.along(Axis::sequence), ", tensor=", mesh.along(Axis::tensor), ")");
-    mesh.along(Axis::data) = static_cast<int>(wanted / product);
-  } else {
-    WEFT_REQUIRE(product == wanted, ExitCode::config, "mesh: expected axes whose product is ",
-                 ranks, " ranks, got ", product, " (", mesh.text(), ")");
-  }
-  check_pipeline(config);
 }
 
 }  // namespace weft

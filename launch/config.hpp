@@ -110,10 +110,6 @@ LoadedConfig load_config(const std::string& path, const std::vector<std::string>
 LoadedConfig parse_config(std::string_view text, std::string_view file_name,
                           const std::vector<std::string>& sets);
 
-/// Replaces an axis of kAutoSize by ranks / (product of the others). Throws Error(config) when the
-/// product of the axes is not `ranks`, or the model cannot be cut into as many stages.
-void resolve_mesh(Config& config, int ranks);
-
 /// The config with every key written out; parses to an equal Config. With from_hf, what config.json
 /// says is repeated in comments.
 std::string to_yaml(const Config& config);

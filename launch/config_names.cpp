@@ -13,7 +13,6 @@ using yaml::Value;
 // Building one of these deletes its row.
 const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
-      {"mesh.tensor", {}, "1", "the tensor axis has one rank"},
       {"train.deterministic", {}, "false", "there is no such switch yet"},
       {"optimizer.zero", {}, "1", "there is stage 1"},
       {"checkpoint", {}, "", "there are no checkpoints yet"},

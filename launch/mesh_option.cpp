@@ -40,8 +40,6 @@ void set_mesh(Config& config, const std::string& text) {
     WEFT_REQUIRE(seen.insert(axis).second, ExitCode::config, "--mesh: ", word, " is given twice");
     shape.along(axis) = size_of_axis(word, part.substr(equals + 1));
   }
-  WEFT_REQUIRE(shape.along(Axis::tensor) == 1, ExitCode::config,
-               "--mesh: tensor=", shape.along(Axis::tensor), " is not available in this version");
   config.mesh = shape;
 }
 

@@ -7,6 +7,7 @@
 
 #include "launch/json_file.hpp"
 #include "launch/mesh_option.hpp"
+#include "launch/mesh_rules.hpp"
 #include "launch/parity.hpp"
 #include "launch/placement.hpp"
 #include "launch/samples.hpp"

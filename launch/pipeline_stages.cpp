@@ -53,10 +53,13 @@ void check_pipeline(const Config& config) {
                  " for pipeline.schedule = ", kind.name, ", got ", chunks);
   }
   const int64_t stages = config.mesh.along(Axis::pipeline);
-  WEFT_REQUIRE(stages * chunks <= config.model.num_hidden_layers, ExitCode::config,
-               chunks > 1 ? "pipeline.chunks" : "mesh.pipeline",
-               ": expected no more stages x chunks than model.num_hidden_layers = ",
-               config.model.num_hidden_layers, ", got ", stages, " x ", chunks);
+  const int64_t layers = config.model.num_hidden_layers;
+  const bool fewer_stages = chunks <= layers;
+  WEFT_REQUIRE(
+      stages * chunks <= layers, ExitCode::config, chunks > 1 ? "pipeline.chunks" : "mesh.pipeline",
+      ": expected no more stages x chunks than model.num_hidden_layers = ", layers, ", got ",
+      stages, " x ", chunks, "; nearest: ", fewer_stages ? "mesh.pipeline: " : "pipeline.chunks: ",
+      fewer_stages ? layers / chunks : layers);
 }
 
 int64_t micro_batches_of(const Config& config) {

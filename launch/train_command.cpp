@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "launch/dry_run.hpp"
+#include "launch/mesh_rules.hpp"
 #include "launch/placement.hpp"
 #include "launch/report_error.hpp"
 #include "launch/train_run.hpp"

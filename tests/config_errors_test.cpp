@@ -337,8 +337,6 @@ TEST_P(LaterTest, IsRefused) {
 }
 
 const Later kLater[] = {
-    {"TensorAxis", "mesh: {tensor: 8}", "mesh.tensor: 8"},
-    {"TensorAxisByAlias", "tensor_model_parallel_size: 2", "mesh.tensor: 2"},
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
     {"Zero", "optimizer: {zero: 3}", "optimizer.zero: 3"},
     {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "launch/mesh_option.hpp"
+#include "launch/mesh_rules.hpp"
 #include "launch/pipeline_stages.hpp"
 #include "tests/config_testing.hpp"
 
@@ -156,16 +157,16 @@ TEST(ConfigTest, StagesHaveALayerEach) {
   EXPECT_NO_THROW(parse(base, {"pp=4"}));
   EXPECT_EQ(message_of(base, {"mesh.pipeline=5"}),
             "--set: mesh.pipeline: expected no more stages x chunks than model.num_hidden_layers "
-            "= 4, got 5 x 1");
+            "= 4, got 5 x 1; nearest: mesh.pipeline: 4");
   EXPECT_EQ(message_of(base, {"mesh.pipeline=3", "pipeline.schedule=interleaved",
                               "num_virtual_stages_per_pipeline_rank=2"}),
             "--set: pipeline.chunks: expected no more stages x chunks than "
-            "model.num_hidden_layers = 4, got 3 x 2");
+            "model.num_hidden_layers = 4, got 3 x 2; nearest: mesh.pipeline: 2");
   Config c = parse(base, {"pipeline.schedule=zb_v"});
   set_mesh(c, "pipeline=4");
   EXPECT_EQ(message_of([&] { resolve_mesh(c, 4); }),
             "pipeline.chunks: expected no more stages x chunks than model.num_hidden_layers = 4, "
-            "got 4 x 2");
+            "got 4 x 2; nearest: mesh.pipeline: 2");
 }
 
 // ---- The mesh
@@ -177,11 +178,11 @@ TEST(ConfigTest, MeshTakesTheRestOrMatches) {
   resolve_mesh(c, 12);
   EXPECT_EQ(message_of([&] { resolve_mesh(c, 8); }),
             "mesh: expected axes whose product is 8 ranks, got 12 "
-            "(data=3,pipeline=1,sequence=4,tensor=1)");
+            "(data=3,pipeline=1,sequence=4,tensor=1); nearest: mesh.data: 2, or mpirun -n 12");
   c.mesh.along(Axis::data) = kAutoSize;
   EXPECT_EQ(message_of([&] { resolve_mesh(c, 6); }),
             "mesh: expected axes whose product divides 6 ranks, got 4 (data=auto, pipeline=1, "
-            "sequence=4, tensor=1)");
+            "sequence=4, tensor=1); nearest: mpirun -n 4 or 8");
   c.mesh.size = {65535, 65535, 65535, 65535};
   EXPECT_NE(message_of([&] { resolve_mesh(c, 6); }).find("got 18445618199572250625"),
             std::string::npos);

@@ -171,7 +171,7 @@ struct Mistake {
 
 TEST(Train, MistakesLeaveWithTheirCode) {
   const Mistake mistakes[] = {{"--set mesh.sequence=4", 64, "mpirun -n 4"},
-                              {"--set mesh.tensor=2", 64, "mesh.tensor"},
+                              {"--set mesh.tensor=9", 64, "mesh.tensor"},
                               {"--set mesh.pipeline=2", 64, "mpirun -n 2"},
                               {"--set mesh.pipeline=9", 64, "mesh.pipeline"},
                               {"--set data.path=/nowhere/tokens.h5", 65, "/nowhere/tokens.h5"},
@@ -303,7 +303,7 @@ TEST(Parity, HoldsAsACommandOverThreadsAndMpi) {
 
 TEST(Parity, RefusesWhatIsNoMesh) {
   for (const char* mesh :
-       {"sequence=0", "sequence", "rows=2", "sequence=2,sequence=2", "tensor=2"}) {
+       {"sequence=0", "sequence", "rows=2", "sequence=2,sequence=2", "tensor=3"}) {
     const CommandResult run =
         run_command(weft_alone() + " parity configs/parity.yaml --mesh " + mesh);
     EXPECT_EQ(run.code, 64) << mesh;
