@@ -169,6 +169,21 @@ TEST(ConfigTest, StagesHaveALayerEach) {
             "got 4 x 2; nearest: mesh.pipeline: 2");
 }
 
+// ---- The tensor axis
+
+TEST(ConfigTest, HeadsAreCutOverTheTensorAxis) {
+  const std::string base =
+      "data: {path: x}\nmodel: {num_attention_heads: 8, num_key_value_heads: 2}\n";
+  EXPECT_NO_THROW(parse(base, {"tp=8"}));
+  const std::string expected =
+      "mesh.tensor: expected at most, or a multiple of, the 2 key/value heads "
+      "(model.num_key_value_heads), got 3; nearest: 2 and 4";
+  EXPECT_EQ(message_of(base, {"tensor_parallel_degree=3"}), "--set: " + expected);
+  Config c = parse(base, {});
+  set_mesh(c, "tensor=3");
+  EXPECT_EQ(message_of([&] { resolve_mesh(c, 3); }), expected);
+}
+
 // ---- The mesh
 
 TEST(ConfigTest, MeshTakesTheRestOrMatches) {

@@ -171,7 +171,8 @@ struct Mistake {
 
 TEST(Train, MistakesLeaveWithTheirCode) {
   const Mistake mistakes[] = {{"--set mesh.sequence=4", 64, "mpirun -n 4"},
-                              {"--set mesh.tensor=9", 64, "mesh.tensor"},
+                              {"--set mesh.tensor=2", 64, "mpirun -n 2"},
+                              {"--set mesh.tensor=3", 64, "mesh.tensor"},
                               {"--set mesh.pipeline=2", 64, "mpirun -n 2"},
                               {"--set mesh.pipeline=9", 64, "mesh.pipeline"},
                               {"--set data.path=/nowhere/tokens.h5", 65, "/nowhere/tokens.h5"},
