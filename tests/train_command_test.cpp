@@ -74,11 +74,11 @@ TEST(Train, ProjectedKeysAndMasksFollowTheCurveOfOne) {
 }
 
 /// Losses of four MPI processes are those of one rank, whatever the arguments say.
-void expect_the_curve_of_one_over_mpi(const std::string& arguments) {
+void expect_the_curve_of_one_over_mpi(const std::string& arguments,
+                                      const std::string& mesh = "--set mesh.sequence=4") {
   const std::string one = fresh_folder(), four = fresh_folder();
   ASSERT_EQ(run_command(train(weft_alone(), one, arguments)).code, 0);
-  const CommandResult run =
-      run_command(train(weft_on(4), four, arguments + " --strict --set mesh.sequence=4"));
+  const CommandResult run = run_command(train(weft_on(4), four, arguments + " --strict " + mesh));
   ASSERT_EQ(run.code, 0) << run.out;
   const auto expected = metric(one, "loss"), got = metric(four, "loss");
   ASSERT_EQ(got.size(), expected.size());
@@ -98,6 +98,15 @@ TEST(Train, EveryStrategyTravelsOverMpi) {
   const std::string all = "--set 'sequence.attention=[" + names + "]' ";
   expect_the_curve_of_one_over_mpi(all);
   expect_the_curve_of_one_over_mpi(all + "--set model.num_key_value_heads=8");  // helpers help
+}
+
+TEST(Train, RowsCrossTheTensorAxisOverMpi) {
+  expect_the_curve_of_one_over_mpi("--set model.layer_pattern=W* --set model.window=40",
+                                   "--set mesh.tensor=4");
+  expect_the_curve_of_one_over_mpi(
+      "--set model.layer_pattern=LG --set model.linear.family=lightning "
+      "--set train.recompute=layer",
+      "--set mesh.tensor=2 --set mesh.sequence=2");
 }
 
 TEST(Train, EveryScanTravelsOverMpi) {

@@ -138,6 +138,32 @@ TEST_F(ParityOnAGpu, OfProjectedKeys) {
          {{1, 3}, {2, 2}, {1, 8}});
 }
 
+TEST_F(ParityOnAGpu, OverTheTensorAxis) {
+  const auto over = [](const Sets& sets, const std::vector<std::array<int, 3>>& meshes) {
+    std::vector<MeshShape> shapes;
+    for (const auto& [data, sequence, tensor] : meshes) {
+      shapes.push_back({.size = {data, 1, sequence, tensor}});
+    }
+    expect_mesh_parity(joined({"train.device=cuda", "train.precision=f32"}, sets), shapes);
+  };
+  over({}, {{1, 1, 2}, {1, 1, 8}, {1, 2, 4}, {2, 1, 2}});
+  over({"model.num_attention_heads=14", "model.num_key_value_heads=7", "model.vocab_size=61",
+        "model.intermediate_size=47", "model.num_hidden_layers=3", "data.seq_length=53"},
+       {{1, 1, 3}, {1, 2, 5}});
+  over({"model.tie_word_embeddings=true", "model.layer_pattern=W*", "model.window=7",
+        "train.recompute=layer"},
+       {{1, 3, 2}, {1, 1, 4}});
+  over({"model.layer_pattern=P*", "model.projected_keys=12", "model.causal=false",
+        "data.documents=false", "data.objective=masked"},
+       {{1, 2, 4}});
+  for (const char* family : {"basic", "lightning", "retention", "simple_gla", "gla"}) {
+    SCOPED_TRACE(family);
+    over({"model.num_hidden_layers=4", "model.layer_pattern=LG*L", "train.steps=1",
+          concat("model.linear.family=", family)},
+         {{1, 1, 4}, {1, 2, 2}});
+  }
+}
+
 TEST_F(ParityOnAGpu, OfRecomputation) {
   for (const char* policy : {"layer", "attention_output"}) {
     expect({"model.layer_pattern=W*", "model.window=7", concat("train.recompute=", policy)},
