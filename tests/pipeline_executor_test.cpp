@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <set>
 
@@ -14,7 +15,7 @@
 #include "parallel/pipeline/slots.hpp"
 #include "parallel/pipeline/timeline.hpp"
 #include "src/kernels/pointwise.hpp"
-#include "tests/testing.hpp"
+#include "tests/flawed_worlds.hpp"
 
 namespace weft {
 namespace {
@@ -93,7 +94,7 @@ class CheckedWork final : public StageWork {
     const Expected all = expected(schedule_.pieces(), micro_batch);
     const Frame& frame = frames_.at({chunk, micro_batch});
     const int k = piece(chunk);
-    EXPECT_EQ(values(frame.input), all.inputs[k]) << where(chunk, micro_batch) << ", forward";
+    check(frame.input, all.inputs[k], "input", chunk, micro_batch);
     const double* x = frame.input.view().as<double>();
     double* y = frame.output.view().as<double>();
     for (int64_t i = 0; i < frame.input.view().numel(); ++i) y[i] = forward_of(k, x[i]);
@@ -106,14 +107,12 @@ class CheckedWork final : public StageWork {
     const Frame& frame = frames_.at({chunk, micro_batch});
     const int k = piece(chunk);
     if (k + 1 == schedule_.pieces()) cpu::copy({.y = d, .x = frame.output});
-    EXPECT_EQ(values(d), all.gradients[k]) << where(chunk, micro_batch) << ", backward";
+    check(d, all.gradients[k], "gradient", chunk, micro_batch);
     const double* x = frame.input.view().as<double>();
     for (int64_t i = 0; i < d.numel(); ++i) {
       d.as<double>()[i] = backward_of(k, x[i], d.as<double>()[i]);
     }
-    if (k == 0) {
-      EXPECT_EQ(values(d), all.last) << where(chunk, micro_batch);
-    }
+    if (k == 0) check(d, all.last, "gradient of the model's input", chunk, micro_batch);
     poison_fill(frame.input);
     poison_fill(frame.output);
     if (kind == ActionKind::backward) backward_weight(chunk, micro_batch);
@@ -123,6 +122,7 @@ class CheckedWork final : public StageWork {
     weights[chunk].push_back(micro_batch);
   }
 
+  std::vector<std::string> mistakes;
   int forwards = 0;
   std::map<int, std::vector<int>> weights;  // by chunk: micro-batches in the order of their sums
 
@@ -132,8 +132,10 @@ class CheckedWork final : public StageWork {
   };
 
   int piece(int chunk) const { return schedule_.piece({stage_, chunk}); }
-  std::string where(int chunk, int micro_batch) const {
-    return concat("stage ", stage_, ", chunk ", chunk, ", micro-batch ", micro_batch);
+  void check(const Tensor& got, const Rows& wanted, const char* what, int chunk, int micro_batch) {
+    if (values(got) == wanted) return;
+    mistakes.push_back(concat("stage ", stage_, ", chunk ", chunk, ", micro-batch ", micro_batch,
+                              ": not the ", what));
   }
 
   const PipelineSchedule& schedule_;
@@ -211,6 +213,7 @@ void expect_exact(const PipelineSchedule& schedule, int beside = 1) {
     CheckedWork work(schedule, stage);
     int64_t peak = 0;
     run_stage(world, mesh, schedule, work, {&predicted, &counted}, scratch, &peak);
+    EXPECT_EQ(work.mistakes, std::vector<std::string>{});
     EXPECT_EQ(peak, scratch);
     EXPECT_EQ(work.forwards, schedule.shape.chunks * schedule.shape.micro_batches);
     for (const auto& [chunk, order] : work.weights) {
@@ -266,6 +269,34 @@ TEST_P(PipelineExecutorRun, KeepsToItsOwnRanksOfTheOtherAxes) {
   const int chunks = std::max(GetParam().chunks, GetParam().chunks == 0 ? 2 : 1);
   for (const int stages : {2, 3}) {
     expect_exact(pipeline_schedule(GetParam().name, {stages, 4, chunks}), /*beside=*/3);
+  }
+}
+
+/// Runs three stages, one of which loses the message that it receives after `others`: whether there
+/// is one, and whether some stage has seen that it is missing.
+std::pair<bool, bool> lose(const PipelineSchedule& schedule, int victim, int others) {
+  std::atomic<bool> lost = false, seen = false;
+  run_ranks(3, [&](World& world) {
+    LosesAMessage lossy(world, world.rank() == victim ? others : INT32_MAX);
+    CheckedWork work(schedule, world.rank());
+    run_stage(lossy, mesh_along(Axis::pipeline, 3), schedule, work, {}, 1 << 16);
+    if (!work.mistakes.empty()) seen = true;
+    if (world.rank() == victim) lost = lossy.lost();
+  });
+  return {lost, seen};
+}
+
+TEST_P(PipelineExecutorRun, MissesAMessageThatIsLost) {
+  const auto schedule = pipeline_schedule(
+      GetParam().name, {.stages = 3, .micro_batches = 3, .chunks = GetParam().chunks == 1 ? 1 : 2});
+  for (int victim = 0; victim < 3; ++victim) {
+    int messages = 0;
+    for (bool any = true; any; ++messages) {
+      const auto [lost, seen] = lose(schedule, victim, messages);
+      EXPECT_EQ(lost, seen) << "stage " << victim << ", message " << messages;
+      any = lost;
+    }
+    EXPECT_GT(messages, 1);
   }
 }
 

@@ -1,5 +1,5 @@
-// A model in pipeline stages equals the model on one rank: every schedule, together with the
-// sequence and the data axis, for layers of all sorts; and what it sends and holds is what was
+// A model in pipeline stages equals the model on one rank: every schedule, together with the other
+// axes, for layers of all sorts; and what it sends and holds is what was
 // planned.
 #include <gtest/gtest.h>
 
@@ -17,13 +17,14 @@ const Sets kFour = {"train.global_batch_size=4", "train.micro_batch_size=1", "tr
                     "data.seq_length=41"};
 
 struct Mesh {
-  int data, pipeline, sequence;
+  int data, pipeline, sequence, tensor = 1;
 };
 
 Config on(Config config, const Mesh& mesh) {
   config.mesh.along(Axis::data) = mesh.data;
   config.mesh.along(Axis::pipeline) = mesh.pipeline;
   config.mesh.along(Axis::sequence) = mesh.sequence;
+  config.mesh.along(Axis::tensor) = mesh.tensor;
   return config;
 }
 
@@ -82,6 +83,12 @@ TEST(PipelineParity, OfAStageALayer) {
 TEST(PipelineParity, WithTheSequenceAndTheDataAxis) {
   expect_pipelines(kFour, all_schedules(), {{1, 2, 2}, {2, 2, 2}});
   expect_pipelines(kFour, {"1f1b", "zb_v"}, {{1, 2, 4}, {1, 2, 3}, {1, 3, 2}, {4, 2, 1}});
+}
+
+TEST(PipelineParity, WithTheTensorAxis) {
+  expect_pipelines(kFour, all_schedules(), {{1, 2, 1, 2}});
+  expect_pipelines(joined(kFour, {"model.tie_word_embeddings=true"}), {"1f1b", "zb_v"},
+                   {{1, 2, 1, 4}, {1, 2, 2, 2}});
 }
 
 TEST(PipelineParity, WithEveryAttentionStrategy) {
