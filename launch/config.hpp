@@ -56,9 +56,11 @@ struct TrainConfig {
   bool strict = false;        // a prediction that does not hold ends the run
 };
 
+enum class OptimizerName { adamw, muon };
 enum class Schedule { cosine, wsd, constant };
 
 struct OptimizerConfig {
+  OptimizerName name = OptimizerName::adamw;
   double lr = 3e-4;
   double min_lr = 0;  // where cosine and wsd end
   int64_t warmup_steps = 0;
@@ -66,6 +68,7 @@ struct OptimizerConfig {
   double decay_fraction = 0.2;  // wsd: the last share of the steps
   std::array<double, 2> betas{0.9, 0.95};
   double eps = 1e-8;
+  double muon_momentum = 0.95;
   double weight_decay = 0.1;
   double grad_clip = 1.0;  // largest global gradient norm; 0 never clips
   int64_t zero = 1;        // ZeRO stage

@@ -14,7 +14,6 @@ using yaml::Value;
 const std::vector<NotBuilt>& not_built() {
   static const std::vector<NotBuilt> rows{
       {"train.deterministic", {}, "false", "there is no such switch yet"},
-      {"optimizer.zero", {}, "1", "there is stage 1"},
       {"checkpoint", {}, "", "there are no checkpoints yet"},
   };
   return rows;

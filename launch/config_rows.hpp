@@ -107,6 +107,8 @@ inline constexpr NumberRange kPositive{"a number > 0", [](double x) { return x >
 inline constexpr NumberRange kNotNegative{"a number >= 0", [](double x) { return x >= 0; }};
 inline constexpr NumberRange kPositiveShare{"a number > 0 and <= 1",
                                             [](double x) { return x > 0 && x <= 1; }};
+inline constexpr NumberRange kShareBelowOne{"a number >= 0 and < 1",
+                                            [](double x) { return x >= 0 && x < 1; }};
 inline constexpr NumberRange kShare{"a number from 0 to 1",
                                     [](double x) { return x >= 0 && x <= 1; }};
 

@@ -21,6 +21,7 @@ using rows::kNotNegative;
 using rows::kPositive;
 using rows::kPositiveShare;
 using rows::kShare;
+using rows::kShareBelowOne;
 using rows::line;
 using rows::number;
 using rows::number_text;
@@ -278,6 +279,11 @@ std::vector<Field> optimizer_fields() {
   using O = OptimizerConfig;
   const auto optimizer = [](auto member) { return in(&Config::optimizer, member); };
   return {
+      choice("optimizer.name", optimizer(&O::name),
+             std::vector<std::pair<std::string, OptimizerName>>{{"adamw", OptimizerName::adamw},
+                                                                {"muon", OptimizerName::muon}},
+             "muon orthogonalises the updates of hidden matrices; the table, the head's matrix and "
+             "all else then take adamw's"),
       number("optimizer.lr", optimizer(&O::lr), kPositive, "highest learning rate"),
       number("optimizer.min_lr", optimizer(&O::min_lr), kNotNegative,
              "learning rate of the last step (cosine, wsd)"),
@@ -293,12 +299,15 @@ std::vector<Field> optimizer_fields() {
       betas(),
       number("optimizer.eps", optimizer(&O::eps), kPositive,
              "added to the root of the second moment"),
+      number("optimizer.muon_momentum", optimizer(&O::muon_momentum), kShareBelowOne,
+             "muon: Nesterov momentum of hidden matrices"),
       number("optimizer.weight_decay", optimizer(&O::weight_decay), kNotNegative,
              "decoupled decay of matrices"),
       number("optimizer.grad_clip", optimizer(&O::grad_clip), kNotNegative,
              "largest global gradient norm; 0 never clips"),
-      integer("optimizer.zero", optimizer(&O::zero), 0, 3,
-              "ZeRO stage: 1 shards the optimizer state"),
+      integer("optimizer.zero", optimizer(&O::zero), 1, 3,
+              "ZeRO stage: 1 shards the optimizer's state over the ranks that hold a parameter, 2 "
+              "gradients too, 3 values too"),
       integer("log.every", in(&Config::log, &LogConfig::every), 1, kMany,
               "steps between lines of the log"),
   };

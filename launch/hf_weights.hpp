@@ -1,17 +1,19 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "models/model_config.hpp"
-#include "parallel/parameter_store.hpp"
+#include "parallel/data/parameter_traffic.hpp"
 
 namespace weft {
 
-/// Fills the values of the store's parameters, some or all of the model's, from
-/// `folder`/model.safetensors, matched by name and shape, converted to the store's type. A missing
-/// tensor, a wrong shape or a tensor that no parameter of the model takes is an Error(data) that
-/// names it. `stream` carries the values to a GPU.
+/// Fills what a rank holds of parameters, some or all of the model's, from
+/// `folder`/model.safetensors, matched by name and shape, converted to the type it is held in; one
+/// tensor of the file at a time is in memory. A missing tensor, a wrong shape or a tensor that no
+/// parameter of the model takes is an Error(data) that names it. `stream` carries the values to a
+/// GPU.
 void load_hf_weights(const std::string& folder, const ModelConfig& model,
-                     const ParameterStore& store, Stream& stream);
+                     const std::vector<HeldValues>& held, Stream& stream);
 
 }  // namespace weft

@@ -52,6 +52,15 @@ void check_pipeline(const Config& config) {
                  ExitCode::config, "pipeline.chunks: expected ", kind.chunks,
                  " for pipeline.schedule = ", kind.name, ", got ", chunks);
   }
+  const PipelineSchedule shortest = pipeline_schedule(
+      config.pipeline.schedule, {.stages = 1, .micro_batches = 1, .chunks = chunks});
+  const bool weights_wait = std::any_of(
+      shortest.actions[0].begin(), shortest.actions[0].end(),
+      [](const PipelineAction& action) { return action.kind == ActionKind::backward_weight; });
+  WEFT_REQUIRE(!weights_wait || config.optimizer.zero == 1, ExitCode::config,
+               "optimizer.zero: expected 1 with pipeline.schedule = ", config.pipeline.schedule,
+               ", whose gradients of weights come after a unit's turn, got ",
+               config.optimizer.zero);
   const int64_t stages = config.mesh.along(Axis::pipeline);
   const int64_t layers = config.model.num_hidden_layers;
   const bool fewer_stages = chunks <= layers;

@@ -203,16 +203,17 @@ class RecordedRank {
 
   /// Ranks that hold the same piece of a parameter must hold the same bits.
   void check_holders(int64_t step) {
-    const ParameterStore& store = trainer_.parameters();
+    const std::vector<HeldValues> parts = trainer_.held();
     for (const auto& [name, values] : recording_.parameters.front()) {
       // Of every rank: the piece's first element, counted from 1, and 32 bits of a hash, which are
       // exact in f64.
       std::vector<double> pieces(all_->size()), hashes(all_->size());
-      for (const Parameter* p : store.parameters()) {
-        if (p->name != name || p->numel() == 0) continue;
-        const std::vector<double> held = to_doubles(store.value(*p), trainer_.compute());
+      for (const HeldValues& part : parts) {
+        const Parameter* p = part.parameter;
+        if (p->name != name || part.begin == part.end) continue;
+        const std::vector<double> held = to_doubles(part.values, trainer_.compute());
         std::string bytes(reinterpret_cast<const char*>(held.data()), held.size() * sizeof(double));
-        pieces[all_->rank()] = static_cast<double>(1 + p->global_index(0));
+        pieces[all_->rank()] = static_cast<double>(1 + p->global_index(part.begin));
         hashes[all_->rank()] = static_cast<double>(RandomStream(0, bytes).bits(0) >> 32);
       }
       sum_over(*all_, pieces);

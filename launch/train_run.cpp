@@ -115,7 +115,7 @@ ExitCode TrainRun::run(World& world) {
   Trainer trainer(config_, world, plan_.memory);  // now, so that the GPU had room to measure in
   if (on_gpu) predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes;
   if (!config_.from_hf.empty())
-    load_hf_weights(config_.from_hf, config_.model, trainer.parameters(), trainer.compute());
+    load_hf_weights(config_.from_hf, config_.model, trainer.held(), trainer.compute());
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe(trainer);

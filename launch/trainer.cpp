@@ -43,9 +43,11 @@ SequenceStrategies strategies_of(const Config& config, const StandIns& stand_ins
   return strategies;
 }
 
-/// The mesh, with the groups that a store's parameters need.
-ProcessMesh& with_holders(ProcessMesh& mesh, World& world, const ParameterStore& store) {
+/// The mesh, with the groups that a store's parameters and the optimizer need.
+ProcessMesh& with_holders(ProcessMesh& mesh, World& world, const ParameterStore& store,
+                          OptimizerName optimizer) {
   std::set<Holders> kinds;
+  if (optimizer == OptimizerName::muon) kinds.insert({.tensor = mesh.size(Axis::tensor)});
   for (const ParameterBucket& bucket : store.buckets()) kinds.insert(bucket.holders);
   mesh.make_holders(world, kinds);
   return mesh;
@@ -122,14 +124,16 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       sequence_cuts_(Cuts::even(config.data.seq_length, mesh_.size(Axis::sequence))),
       model_(config.model, strategies_of(config, stand_ins), config.train.loss_slice,
              {.rank = mesh_.at(Axis::tensor), .size = mesh_.size(Axis::tensor)}, pieces()),
-      store_(model_.parameters(), config.train.precision, state_),
-      optimizer_(adamw_config(config.optimizer), store_, with_holders(mesh_, world, store_),
-                 state_),
+      store_(model_.parameters(), config.train.precision, state_,
+             static_cast<int>(config.optimizer.zero)),
+      traffic_(store_, with_holders(mesh_, world, store_, config.optimizer.name), state_),
+      optimizer_(adamw_config(config.optimizer), traffic_, state_,
+                 {.momentum = config.optimizer.muon_momentum}, make_muon()),
       totals_(state_.allocate("totals", DType::f64, {2})) {
   if (world.device() == Device::cuda) {
     report_ = cuda::allocate_pinned("a step's report", totals_.nbytes());
   }
-  if (world.device() != Device::meta) set_initial_values(store_, config.train.seed, *compute_);
+  if (world.device() != Device::meta) set_initial_values(held(), config.train.seed, *compute_);
 }
 
 StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
@@ -143,8 +147,10 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
                   // A batch without a single label has no gradient, whatever the scale.
                   .loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(global_labels, 1)),
                   .probe = probe_,
-                  .planned = target_};
-  fill({.y = store_.gradients(), .value = 0}, *compute_);
+                  .planned = target_,
+                  .traffic = &traffic_,
+                  .last_micro_batch = static_cast<int>(batches.size()) - 1};
+  traffic_.begin_step(*compute_);
   fill({.y = loss_sum, .value = 0}, *compute_);
   staging_.begin_step();
 
@@ -188,6 +194,17 @@ void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx
                     .recompute = config_.train.recompute},
                    std::move(shards), frames_, products_, staging_, ctx);
   PipelineExecutor(schedule_, channels_).run(stage, ctx);
+}
+
+std::optional<Muon> Trainer::make_muon() {
+  if (config_.optimizer.name != OptimizerName::muon) return {};
+  ParameterBlocks blocks;
+  for (int place = 0; place < mesh_.size(Axis::tensor); ++place) {
+    Model there(config_.model, {}, /*loss_slice=*/1,
+                {.rank = place, .size = mesh_.size(Axis::tensor)}, pieces());
+    blocks.push_back(blocks_of(there.parameters()));
+  }
+  return Muon(traffic_, mesh_, blocks);
 }
 
 std::vector<ModelPiece> Trainer::pieces() const {

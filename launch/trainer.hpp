@@ -72,6 +72,8 @@ class Trainer {
 
   Model& model() { return model_; }
   const ParameterStore& parameters() const { return store_; }
+  /// What it has of their values between steps.
+  std::vector<HeldValues> held() const { return traffic_.held(); }
   /// What this rank updates.
   std::vector<OwnedPiece> owned() const { return optimizer_.owned(); }
   /// The model's pieces that this rank's stage has.
@@ -102,6 +104,7 @@ class Trainer {
   void set_before_update(std::function<void()> f) { before_update_ = std::move(f); }
 
  private:
+  std::optional<Muon> make_muon();
   void compute_gradients(std::span<const Batch> batches, StepContext& ctx);
   StepReport report(double loss_scale);
 
@@ -121,6 +124,7 @@ class Trainer {
   Cuts sequence_cuts_;
   Model model_;
   ParameterStore store_;
+  ParameterTraffic traffic_;
   ShardedOptimizer optimizer_;
   Tensor totals_;        // [2] f64: sum of token losses, squared gradient norm
   int64_t reports_ = 0;  // read from a GPU

@@ -12,7 +12,9 @@ Embedding::Embedding(const ModelConfig& config, const TensorPlace& place)
                  // A tied table is also the head: there, unit rows would make logits of size
                  // sqrt(C).
                  .init_std = config.embedding_std *
-                             (config.tie_word_embeddings ? fan_in_std(config.hidden_size) : 1.0)},
+                             (config.tie_word_embeddings ? fan_in_std(config.hidden_size) : 1.0),
+                 .hidden = false,
+                 .read_backward = false},
                 0, place.piece(config.vocab_size))),
       tokens_(place.piece(config.vocab_size)) {}
 

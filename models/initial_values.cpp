@@ -59,12 +59,13 @@ void set_elements(const Tensor& t, const Value& value) {
 
 }  // namespace
 
-void set_initial_values(const ParameterStore& store, uint64_t seed, Stream& stream) {
-  for (const Parameter* parameter : store.parameters()) {
-    const RandomStream random(seed, parameter->name);
-    write_on_host(store.value(*parameter), stream, [&](const Tensor& value) {
+void set_initial_values(const std::vector<HeldValues>& held, uint64_t seed, Stream& stream) {
+  for (const HeldValues& part : held) {
+    const Parameter& parameter = *part.parameter;
+    const RandomStream random(seed, parameter.name);
+    write_on_host(part.values, stream, [&](const Tensor& value) {
       set_elements(value, [&](int64_t i) {
-        return initial_value(*parameter, random, parameter->global_index(i));
+        return initial_value(parameter, random, parameter.global_index(part.begin + i));
       });
     });
   }

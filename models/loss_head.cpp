@@ -19,6 +19,7 @@ LossHead::LossHead(const ModelConfig& config, int64_t slice, Parameter* tied,
   if (!tied_) {
     own_ = std::make_unique<Linear>("lm_head.weight", config.hidden_size, vocab_,
                                     fan_in_std(config.hidden_size));
+    own_->weight.hidden = false;
   }
 }
 
@@ -28,17 +29,23 @@ void LossHead::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
   const Tensor labels = frame.peek("labels").reshape({rows.all()});
   const Tensor dnormed = frame.push("dnormed", x.dtype, {rows.size(), width});
   const Tensor normed = frame.push("normed", x.dtype, {rows.size(), width});
+  ctx.begin_forward(norm_.weight.unit);
   norm_.forward(normed, x, frame, ctx);
+  ctx.end_forward(norm_.weight.unit);
   const Scope scope(ctx.scratch);
   const Tensor room = rows.room("head gradient sums", x.dtype, width);
   const Tensor sums = room ? room : dnormed;
   const Tensor all =
       rows.gather(normed, rows.room("head inputs", x.dtype, width), Tag::Pass::forward);
+  ctx.begin_forward(matrix_unit());
+  if (ctx.training) ctx.begin_gradients(matrix_unit());
   for (int64_t begin = 0; begin < rows.all(); begin += slice_) {
     const int64_t end = std::min(begin + slice_, rows.all());
     slice_forward(begin, all.slice(0, begin, end), sums.slice(0, begin, end),
                   labels.slice(0, begin, end), frame, ctx);
   }
+  ctx.end_forward(matrix_unit());
+  if (ctx.training) ctx.end_gradients(matrix_unit(), frame);
   if (ctx.training) rows.sum_into(dnormed, sums, Tag::Pass::backward);
 }
 
@@ -92,7 +99,9 @@ void LossHead::slice_forward(int64_t row, const Tensor& normed, const Tensor& dn
 
 void LossHead::backward(const Tensor& d, const Tensor& x, Frame& frame, StepContext& ctx) {
   fill({.y = d, .value = 0}, ctx.compute);
+  ctx.begin_backward(norm_.weight.unit);
   norm_.backward(d, frame.peek("dnormed"), x, frame, ctx);
+  ctx.end_backward(norm_.weight.unit, frame);
   frame.pop("normed");
   frame.pop("dnormed");
 }

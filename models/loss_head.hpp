@@ -15,14 +15,19 @@ class LossHead {
   /// "lm_head.weight".
   LossHead(const ModelConfig& config, int64_t slice, Parameter* tied, const TensorPlace& place);
 
-  /// x: [r, C], in the frame. Adds to ctx.loss_sum. Probes see "logits" slice by slice.
+  /// x: [r, C], in the frame. Says to `ctx` which of the head's units it comes to, and so does
+  /// backward. Adds to ctx.loss_sum. Probes see "logits" slice by slice.
   void forward(const Tensor& x, Frame& frame, StepContext& ctx);
   /// d: [r, C], overwritten with the gradient of x.
   void backward(const Tensor& d, const Tensor& x, Frame& frame, StepContext& ctx);
   void visit(const std::function<void(Parameter&)>& f);
+  const Parameter& norm_weight() const { return norm_.weight; }
 
  private:
   const Parameter& weight() const { return tied_ ? *tied_ : own_->weight; }
+  int matrix_unit() const {
+    return tied_ && tied_->second_unit >= 0 ? tied_->second_unit : weight().unit;
+  }
   /// [ranks, 3, rows] of a slice: what the ranks know of each row. With a gradient to come, logits
   /// are as cross_entropy_shard leaves them.
   Tensor gather_statistics(const Tensor& logits, const Tensor& labels, const Frame& frame,

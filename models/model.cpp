@@ -133,7 +133,15 @@ std::vector<Parameter*> Model::parameters() {
     parameter.unit = unit;
     all.push_back(&parameter);
   };
-  if (embedding_) take(embedding_->table);
+  if (embedding_) {
+    const bool embeds = std::any_of(chunks_.begin(), chunks_.end(),
+                                    [](const Chunk& chunk) { return chunk.piece.embedding; });
+    if (!embeds) unit = norm_unit() + 1;  // the head's matrix alone
+    if (embeds && head_ && config_.tie_word_embeddings) {
+      embedding_->table.second_unit = norm_unit() + 1;
+    }
+    take(embedding_->table);
+  }
   for (const Chunk& chunk : chunks_) {
     unit = chunk.piece.begin;
     for (const auto& layer : chunk.layers) {
@@ -141,8 +149,14 @@ std::vector<Parameter*> Model::parameters() {
       layer->visit(take);
     }
   }
-  unit = static_cast<int>(config_.num_hidden_layers) + 1;
-  if (head_) head_->visit(take);
+  if (head_) {
+    // Its norm and its matrix are units of their own: one has its gradient of a micro-batch after
+    // backward, the other after forward.
+    head_->visit([&](Parameter& parameter) {
+      unit = &parameter == &head_->norm_weight() ? norm_unit() : norm_unit() + 1;
+      take(parameter);
+    });
+  }
   return all;
 }
 
@@ -223,8 +237,14 @@ Tensor Model::begin(int chunk, const TokenShard& shard, Frame& frame, Staging& s
 
 Tensor Model::forward(int chunk, Frame& frame, StepContext& ctx) {
   const auto& [piece, inputs, layers] = chunks_[chunk];
+  if (piece.embedding) ctx.begin_forward(0);
   Tensor x = piece.embedding ? embedding_->forward(frame, ctx) : frame.peek("stream");
-  for (const auto& layer : layers) x = layer->forward(x, frame, ctx);
+  if (piece.embedding) ctx.end_forward(0);
+  for (int unit = piece.begin; const auto& layer : layers) {
+    ctx.begin_forward(++unit);
+    x = layer->forward(x, frame, ctx);
+    ctx.end_forward(unit);
+  }
   if (!piece.head) return x;
   head_->forward(x, frame, ctx);
   return {};
@@ -233,11 +253,16 @@ Tensor Model::forward(int chunk, Frame& frame, StepContext& ctx) {
 void Model::backward(int chunk, const Tensor& d, Frame& frame, StepContext& ctx) {
   const auto& [piece, inputs, layers] = chunks_[chunk];
   if (piece.head) head_->backward(d, frame.peek("stream"), frame, ctx);
-  for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer) {
+  int unit = piece.end;
+  for (auto layer = layers.rbegin(); layer != layers.rend(); ++layer, --unit) {
+    ctx.begin_backward(unit);
     (*layer)->backward(d, frame, ctx);
+    ctx.end_backward(unit, frame);
   }
   if (piece.embedding) {
+    ctx.begin_gradients(0);
     embedding_->backward(d, frame, ctx);
+    ctx.end_gradients(0, frame);
   } else {
     frame.pop("stream");
   }
@@ -247,6 +272,13 @@ void Model::backward(int chunk, const Tensor& d, Frame& frame, StepContext& ctx)
       [&](const char* slot, DType, std::initializer_list<int64_t>) { pushed.push_back(slot); });
   for (auto slot = pushed.rbegin(); slot != pushed.rend(); ++slot) frame.pop(*slot);
   WEFT_CHECK(frame.empty(), "slots are left on the frame");
+}
+
+void Model::complete(int chunk, StepContext& ctx) const {
+  const ModelPiece& piece = chunks_[chunk].piece;
+  if (piece.head) ctx.complete(norm_unit());  // its matrix was, after the last forward
+  for (int unit = piece.end; unit > piece.begin; --unit) ctx.complete(unit);
+  if (piece.embedding) ctx.complete(0);
 }
 
 }  // namespace weft

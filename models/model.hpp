@@ -52,7 +52,7 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
   /// Those of this rank, in the order of a forward. Their units: 0 the embedding, then the layers,
-  /// last the head.
+  /// the head's norm, last the head's matrix.
   std::vector<Parameter*> parameters();
 
   /// Pushes what the layers of a chunk read: tokens, labels, positions, visible keys, rotary
@@ -68,8 +68,12 @@ class Model {
   /// Behind the head it is of loss x ctx.loss_scale, whatever was there. Adds the gradients of
   /// parameters; leaves the frame empty.
   void backward(int chunk, const Tensor& d, Frame& frame, StepContext& ctx);
+  /// Says that products of weights that waited are done, those of the last micro-batch.
+  void complete(int chunk, StepContext& ctx) const;
 
  private:
+  /// Of the head; its matrix is the unit after it.
+  int norm_unit() const { return static_cast<int>(config_.num_hidden_layers) + 1; }
   /// What begin() pushes for the layers that a chunk has.
   struct Inputs {
     bool tokens = false;        // the embedding

@@ -54,6 +54,7 @@ void ModelStage::backward_weight(int chunk, int micro_batch) {
   auto& products = at(chunk, micro_batch).products;
   products->run(ctx_.compute);
   products.reset();
+  if (micro_batch == ctx_.last_micro_batch) model_.complete(chunk, ctx_);
 }
 
 }  // namespace weft

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "parallel/data/parameter_traffic.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/parameter_store.hpp"
 #include "parallel/weight_products.hpp"
@@ -143,6 +144,8 @@ struct StepContext {
   Probe probe = {};                   // may be empty
   Device planned = Device::cpu;       // on the meta device: where the run that is planned computes
   WeightProducts* waiting = nullptr;  // where products of weights wait; null: they run at once
+  ParameterTraffic* traffic = nullptr;  // null: all parameters are here, and nobody sums gradients
+  int last_micro_batch = -1;            // the last to add to the gradients of this step
 
   /// The device whose kernels compute, or on the meta device would.
   Device target() const { return compute.device() == Device::meta ? planned : compute.device(); }
@@ -153,6 +156,38 @@ struct StepContext {
   void weight_gradient(const MatmulArgs& args) {
     waiting != nullptr ? waiting->add(args, compute) : matmul(args, compute);
   }
+
+  // ---- Where the model's loops are, unit by unit (parallel/data/parameter_traffic.hpp)
+
+  void begin_forward(int unit) {
+    if (traffic != nullptr) traffic->begin_forward(unit, compute);
+  }
+  void end_forward(int unit) {
+    if (traffic != nullptr) traffic->end_forward(unit);
+  }
+  void begin_backward(int unit) {
+    if (traffic != nullptr) traffic->begin_backward(unit, compute);
+  }
+  /// After the last micro-batch the unit is complete, but where products of weights wait.
+  void end_backward(int unit, const Frame& frame) {
+    if (traffic != nullptr) traffic->end_backward(unit, compute);
+    complete_after(frame, unit);
+  }
+  void begin_gradients(int unit) {
+    if (traffic != nullptr) traffic->begin_gradients(unit, compute);
+  }
+  void end_gradients(int unit, const Frame& frame) {
+    if (traffic != nullptr) traffic->end_gradients(unit, compute);
+    complete_after(frame, unit);
+  }
+  /// The unit has its last gradient of this step.
+  void complete(int unit) {
+    if (traffic != nullptr) traffic->complete(unit, compute);
+  }
+  void complete_after(const Frame& frame, int unit) {
+    if (frame.micro_batch() == last_micro_batch && waiting == nullptr) complete(unit);
+  }
+
   void observe(const Frame& frame, std::string_view name, const Tensor& value,
                const RowPlace& place = {}) const;
   /// As "layers.<layer>.<name>".

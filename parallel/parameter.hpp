@@ -33,8 +33,12 @@ struct Parameter {
   int64_t begin = 0, end = 0;
   Holders holders{};
 
-  int unit = 0;         // of the model, in the order of a forward; set by the model
-  int64_t offset = -1;  // of the first element in the flat buffers; set by ParameterStore
+  bool hidden = true;         // neither the embedding's table nor the head's matrix
+  int unit = 0;               // of the model, in the order of a forward; set by the model
+  int second_unit = -1;       // another that uses it too: the head, where its table is tied
+  bool read_backward = true;  // by the backward of its unit; not an embedding's table
+  int bucket = -1;            // of the store, and
+  int64_t offset = -1;        // of the first element in it; both set by ParameterStore
 
   /// Of the rank's piece.
   std::vector<int64_t> local_shape() const;
@@ -44,6 +48,8 @@ struct Parameter {
   int64_t global_index(int64_t i) const;
   /// Weight decay: on matrices, not on vectors.
   bool decays() const { return shape.size() >= 2; }
+  /// Of Muon: its updates are orthogonalised.
+  bool is_hidden_matrix() const { return hidden && shape.size() == 2; }
 };
 
 }  // namespace weft

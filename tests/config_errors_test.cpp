@@ -338,7 +338,6 @@ TEST_P(LaterTest, IsRefused) {
 
 const Later kLater[] = {
     {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
-    {"Zero", "optimizer: {zero: 3}", "optimizer.zero: 3"},
     {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},
 };
 INSTANTIATE_TEST_SUITE_P(All, LaterTest, testing::ValuesIn(kLater),

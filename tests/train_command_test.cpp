@@ -85,6 +85,24 @@ void expect_the_curve_of_one_over_mpi(const std::string& arguments,
   for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-12) << i;
 }
 
+TEST(Train, EveryStageOfZeroFollowsTheCurveOfOneOverMpi) {
+  const std::string one = fresh_folder();
+  ASSERT_EQ(run_command(train(weft_alone(), one)).code, 0);
+  const auto expected = metric(one, "loss");
+  for (const int zero : {1, 2, 3}) {
+    const std::string four = fresh_folder();
+    const CommandResult run =
+        run_command(train(weft_on(4), four,
+                          concat("--strict --set mesh.data=2 --set mesh.sequence=2 "
+                                 "--set train.micro_batch_size=1 --set optimizer.zero=",
+                                 zero)));
+    ASSERT_EQ(run.code, 0) << run.out;
+    const auto got = metric(four, "loss");
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i] / expected[i], 1, 1e-12) << i;
+  }
+}
+
 TEST(Train, WindowsTravelOverMpi) {
   expect_the_curve_of_one_over_mpi("--set model.layer_pattern=W --set model.window=40");
 }

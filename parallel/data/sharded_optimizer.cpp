@@ -1,6 +1,8 @@
 #include "parallel/data/sharded_optimizer.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -8,101 +10,126 @@
 namespace weft {
 namespace {
 
-Tag update_tag(Tag::Purpose purpose) {
-  return {-1, purpose, Tag::Pass::update, 0};
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+/// Calls f(parameter, which elements of the shard's piece are its) for all that have some.
+template <class F>
+void for_each_part(const ParameterShard& shard, const F& f) {
+  for (const Parameter* p : shard.bucket->parameters) {
+    const Range part{std::max(shard.begin(), p->offset) - shard.begin(),
+                     std::min(shard.end(), p->offset + p->numel()) - shard.begin()};
+    if (part.begin < part.end) f(*p, part);
+  }
+}
+
+double muon_scale(const Parameter& parameter) {
+  return 0.2 * std::sqrt(static_cast<double>(std::max(parameter.shape[0], parameter.shape[1])));
 }
 
 }  // namespace
 
-ShardedOptimizer::ShardedOptimizer(const AdamWConfig& config, const ParameterStore& store,
-                                   ProcessMesh& mesh, Arena& arena)
-    : config_(config), store_(store) {
-  for (const ParameterBucket& bucket : store.buckets()) {
-    Communicator& group = mesh.holders(bucket.holders);
-    const Cuts cuts = Cuts::even(bucket.size(), group.size());
-    const int64_t begin = bucket.begin + cuts.begin(group.rank());
-    const int64_t end = bucket.begin + cuts.end(group.rank());
-    shards_.push_back({&bucket, &group, cuts, begin, end, size_});
-    size_ += end - begin;
+ShardedOptimizer::ShardedOptimizer(const AdamWConfig& config, ParameterTraffic& traffic,
+                                   Arena& arena, const MuonConfig& muon_config,
+                                   std::optional<Muon> muon)
+    : config_(config), muon_config_(muon_config), traffic_(traffic), muon_(std::move(muon)) {
+  const DType dtype = traffic.store().dtype(), wide = accumulator_of(dtype);
+  int64_t second_moments = 0;
+  for (const ParameterShard& shard : traffic.shards()) {
+    for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
+      if (!orthogonalises(parameter)) second_moments += part.size();
+    });
   }
-  const DType wide = accumulator_of(store.dtype());
-  m_ = arena.allocate_zeros("adam m", wide, {size_});
-  v_ = arena.allocate_zeros("adam v", wide, {size_});
-  if (store.dtype() != wide) masters_ = arena.allocate("masters", wide, {size_});
+  m_ = arena.allocate_zeros(muon_ ? "momentum" : "adam m", wide, {traffic.size()});
+  v_ = arena.allocate_zeros("adam v", wide, {second_moments});
+  if (dtype != wide) masters_ = arena.allocate("masters", wide, {traffic.size()});
 }
 
 void ShardedOptimizer::reduce(const Tensor& squared_norm, StepContext& ctx) {
+  traffic_.finish_gradients(ctx.compute);
   const Scope scope(ctx.scratch);
-  const Tensor gradients = store_.gradients();
-  const Tensor pieces = ctx.scratch.allocate("gradient pieces", gradients.dtype, {size_});
   const Tensor norm_piece = ctx.scratch.allocate("norm piece", DType::f64, {1});
-  std::vector<Event> summed;
-  for (const Shard& shard : shards_) {
-    summed.push_back(shard.group->reduce_scatter(shard.of(gradients), shard.cuts,
-                                                 pieces.slice(0, shard.at, shard.at + shard.size()),
-                                                 update_tag(Tag::Purpose::gradient), ctx.compute));
-  }
   fill({.y = squared_norm, .value = 0}, ctx.compute);
-  for (size_t i = 0; i < shards_.size(); ++i) {
-    ctx.compute.wait(summed[i]);
-    squared_sum({.total = squared_norm, .x = gradients.slice(0, shards_[i].begin, shards_[i].end)},
-                ctx.compute);
+  for (const ParameterShard& shard : traffic_.shards()) {
+    squared_sum({.total = squared_norm, .x = shard.gradient}, ctx.compute);
   }
-  ctx.compute.wait(ctx.mesh.everyone().all_reduce(squared_norm, norm_piece,
-                                                  update_tag(Tag::Purpose::norm), ctx.compute));
+  ctx.compute.wait(ctx.mesh.everyone().all_reduce(
+      squared_norm, norm_piece, {-1, Tag::Purpose::norm, Tag::Pass::update, 0}, ctx.compute));
+}
+
+void ShardedOptimizer::prepare_matrices(const Tensor& squared_norm, StepContext& ctx) {
+  for (const ParameterShard& shard : traffic_.shards()) {
+    for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
+      if (!orthogonalises(parameter)) return;
+      const Tensor gradient = shard.gradient.slice(0, part.begin, part.end);
+      nesterov({.update = gradient,
+                .m = m_.slice(0, shard.at + part.begin, shard.at + part.end),
+                .grad = gradient,
+                .squared_norm = squared_norm,
+                .grad_clip = config_.grad_clip,
+                .momentum = muon_config_.momentum},
+               ctx.compute);
+    });
+  }
+  muon_->orthogonalise(ctx);
 }
 
 void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& squared_norm,
                               StepContext& ctx) {
-  const Tensor values = store_.values();
-  std::vector<Event> gathered;
-  for (const Shard& shard : shards_) {
+  if (muon_) prepare_matrices(squared_norm, ctx);
+  int64_t second_moments = 0;
+  for (const ParameterShard& shard : traffic_.shards()) {
     const auto own = [&](const Tensor& t) { return t.slice(0, shard.at, shard.at + shard.size()); };
-    const Tensor value = values.slice(0, shard.begin, shard.end);
-    if (masters_ && !has_masters_) convert({.y = own(masters_), .x = value}, ctx.compute);
-    const Tensor updated = masters_ ? own(masters_) : value;
-    for (const Parameter* parameter : shard.bucket->parameters) {
-      const int64_t from = std::max(shard.begin, parameter->offset);
-      const int64_t to = std::min(shard.end, parameter->offset + parameter->numel());
-      if (from >= to) continue;
-      const auto range = [&](const Tensor& t) {
-        return t.slice(0, from - shard.begin, to - shard.begin);
-      };
+    if (masters_ && !has_masters_) convert({.y = own(masters_), .x = shard.value}, ctx.compute);
+    const Tensor updated = masters_ ? own(masters_) : shard.value;
+    for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
+      const auto range = [&](const Tensor& t) { return t.slice(0, part.begin, part.end); };
+      const double decay = parameter.decays() ? config_.weight_decay : 0.0;
+      if (orthogonalises(parameter)) {
+        decayed_step({.param = range(updated),
+                      .update = range(shard.gradient),
+                      .squared_norm = squared_norm,
+                      .lr = learning_rate,
+                      .scale = muon_scale(parameter),
+                      .weight_decay = decay},
+                     ctx.compute);
+        return;
+      }
       adamw({.param = range(updated),
              .m = range(own(m_)),
-             .v = range(own(v_)),
-             .grad = store_.gradients().slice(0, from, to),
+             .v = v_.slice(0, second_moments, second_moments + part.size()),
+             .grad = range(shard.gradient),
              .squared_norm = squared_norm,
              .grad_clip = config_.grad_clip,
              .lr = learning_rate,
              .beta1 = config_.beta1,
              .beta2 = config_.beta2,
              .eps = config_.eps,
-             .weight_decay = parameter->decays() ? config_.weight_decay : 0.0,
+             .weight_decay = decay,
              .step = step},
             ctx.compute);
-    }
-    if (masters_) convert({.y = value, .x = updated}, ctx.compute);
-    gathered.push_back(shard.group->all_gather(shard.of(values), shard.cuts,
-                                               update_tag(Tag::Purpose::parameter), ctx.compute));
+      second_moments += part.size();
+    });
+    if (masters_) convert({.y = shard.value, .x = updated}, ctx.compute);
+    traffic_.publish(shard, ctx.compute);
   }
   has_masters_ = true;
-  for (const Event& event : gathered) ctx.compute.wait(event);
+  traffic_.finish_update(ctx.compute);
 }
 
 std::vector<OwnedPiece> ShardedOptimizer::owned() const {
   std::vector<OwnedPiece> pieces;
-  for (const Shard& shard : shards_) {
-    for (const Parameter* parameter : shard.bucket->parameters) {
-      const int64_t from = std::max(shard.begin, parameter->offset);
-      const int64_t to = std::min(shard.end, parameter->offset + parameter->numel());
-      if (from >= to) continue;
-      pieces.push_back({.parameter = parameter,
-                        .begin = from - parameter->offset,
-                        .end = to - parameter->offset,
-                        .value = store_.values().slice(0, from, to),
-                        .gradient = store_.gradients().slice(0, from, to)});
-    }
+  for (const ParameterShard& shard : traffic_.shards()) {
+    for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
+      const int64_t begin = shard.begin() + part.begin - parameter.offset;
+      pieces.push_back({.parameter = &parameter,
+                        .begin = begin,
+                        .end = begin + part.size(),
+                        .value = shard.value.slice(0, part.begin, part.end),
+                        .gradient = shard.gradient.slice(0, part.begin, part.end)});
+    });
   }
   return pieces;
 }

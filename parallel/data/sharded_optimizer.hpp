@@ -1,9 +1,10 @@
-// AdamW sharded over the holders of each parameter (ZeRO stage 1; Rajbhandari et al., arXiv
-// 1910.02054): a rank updates one piece of every bucket of the store and has moments for that piece
-// only.
+// AdamW or Muon, sharded over the holders of each parameter (ZeRO; Rajbhandari et al., arXiv
+// 1910.02054): a rank updates one piece of every bucket and has moments for that piece only.
 #pragma once
 
-#include "parallel/layer.hpp"
+#include <optional>
+
+#include "parallel/data/muon.hpp"
 
 namespace weft {
 
@@ -12,6 +13,13 @@ struct AdamWConfig {
   double eps = 1e-8;
   double weight_decay = 0.1;  // on matrices only
   double grad_clip = 1.0;     // of the global norm; 0: none
+};
+
+/// Of hidden matrices, whose step is lr 0.2 sqrt(max(out, in)) times the orthogonalised update, so
+/// that learning rate and weight decay are AdamW's (Liu et al., arXiv 2502.16982). All else takes
+/// AdamW.
+struct MuonConfig {
+  double momentum = 0.95;  // Nesterov's
 };
 
 /// What a rank updates of one parameter: elements [begin, end) of the rank's piece of it.
@@ -23,39 +31,36 @@ struct OwnedPiece {
 
 class ShardedOptimizer {
  public:
-  /// Moments, and in bf16 the f32 masters, come from `arena`. The store must outlive the optimizer,
-  /// and so must the mesh, which has the groups of the store's holders.
-  ShardedOptimizer(const AdamWConfig& config, const ParameterStore& store, ProcessMesh& mesh,
-                   Arena& arena);
+  /// Moments, and in bf16 the f32 masters, come from `arena`. The traffic must outlive the
+  /// optimizer. `muon`, where it is given, orthogonalises.
+  ShardedOptimizer(const AdamWConfig& config, ParameterTraffic& traffic, Arena& arena,
+                   const MuonConfig& muon_config = {}, std::optional<Muon> muon = {});
 
-  /// Gradients are summed over their holders (reduce-scatter), and their global norm is taken
-  /// (all-reduce over all ranks). Gradients are the sums in the own pieces afterwards, undefined in
-  /// the others. squared_norm: [1] f64, overwritten with the same bits on every rank.
+  /// Waits until gradients are summed over their holders, and takes their global norm (all-reduce
+  /// over all ranks). squared_norm: [1] f64, overwritten with the same bits on every rank.
   void reduce(const Tensor& squared_norm, StepContext& ctx);
-  /// One update after reduce(), `step` counting from 1: own pieces, which are then gathered.
+  /// One update after reduce(), `step` counting from 1: own pieces, which the traffic then brings
+  /// to the other holders where those have whole values.
   void update(double learning_rate, int64_t step, const Tensor& squared_norm, StepContext& ctx);
 
-  /// Every element of the model is owned by one rank. Gradients are those after reduce().
+  /// Every element of the model is owned by one rank. Gradients are those after reduce(), until
+  /// update().
   std::vector<OwnedPiece> owned() const;
 
  private:
-  /// The own piece of a bucket.
-  struct Shard {
-    const ParameterBucket* bucket;
-    Communicator* group;
-    Cuts cuts;           // of the bucket over the group
-    int64_t begin, end;  // in the store's flat buffers
-    int64_t at;          // in the optimizer's own
-    int64_t size() const { return end - begin; }
-    Tensor of(const Tensor& flat) const { return flat.slice(0, bucket->begin, bucket->end); }
-  };
+  bool orthogonalises(const Parameter& parameter) const {
+    return muon_.has_value() && parameter.is_hidden_matrix();
+  }
+  /// Puts momentum, and then its orthogonalised update, in the place of gradients.
+  void prepare_matrices(const Tensor& squared_norm, StepContext& ctx);
 
   AdamWConfig config_;
-  const ParameterStore& store_;
-  std::vector<Shard> shards_;
-  int64_t size_ = 0;  // of all own pieces
-  Tensor m_, v_;      // [size], of the gradients' type
-  /// [size]: where the values are rounded to bf16, the own pieces of them that are not. Taken from
+  MuonConfig muon_config_;
+  ParameterTraffic& traffic_;
+  std::optional<Muon> muon_;
+  Tensor m_;  // [traffic.size()], of the gradients' type
+  Tensor v_;  // the same of what takes AdamW, one after the other
+  /// As m_: where the values are rounded to bf16, the own pieces of them that are not. Taken from
   /// the values at the first step.
   Tensor masters_;
   bool has_masters_ = false;

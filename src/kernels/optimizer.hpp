@@ -1,4 +1,4 @@
-// AdamW and the global norm it clips by.
+// AdamW, what Muon adds to it, and the global norm they clip by.
 #pragma once
 
 #include "src/core/cost.hpp"
@@ -34,14 +34,66 @@ struct AdamWArgs {
 Cost cost(const AdamWArgs& args);
 void adamw(const AdamWArgs& args, Stream& stream);
 
+/// Nesterov momentum: g = grad * min(1, grad_clip / sqrt(squared_norm));
+///   m = momentum * m + g;  update = g + momentum * m
+/// Where squared_norm is not finite nothing changes.
+struct NesterovArgs {
+  Tensor update;         // [n]; may be grad
+  Tensor m;              // [n], updated
+  Tensor grad;           // [n]
+  Tensor squared_norm;   // [1] f64: of all gradients of the model
+  double grad_clip = 0;  // 0: none
+  double momentum = 0.95;
+};
+Cost cost(const NesterovArgs& args);
+void nesterov(const NesterovArgs& args, Stream& stream);
+
+/// param -= lr * (scale * update + weight_decay * param). Where squared_norm is not finite nothing
+/// changes.
+struct DecayedStepArgs {
+  Tensor param;         // [n], updated
+  Tensor update;        // [n]
+  Tensor squared_norm;  // [1] f64: of all gradients of the model
+  double lr = 0;
+  double scale = 1;
+  double weight_decay = 0;
+};
+Cost cost(const DecayedStepArgs& args);
+void decayed_step(const DecayedStepArgs& args, Stream& stream);
+
+/// x /= sqrt(squared_sum) + eps.
+struct NormalizeArgs {
+  Tensor x;            // contiguous, updated
+  Tensor squared_sum;  // [1] f64
+  double eps = 1e-7;
+};
+Cost cost(const NormalizeArgs& args);
+void normalize(const NormalizeArgs& args, Stream& stream);
+
+/// y += alpha * x.
+struct AddScaledArgs {
+  Tensor y, x;  // one shape, contiguous
+  double alpha = 1;
+};
+Cost cost(const AddScaledArgs& args);
+void add_scaled(const AddScaledArgs& args, Stream& stream);
+
 namespace cpu {
 void squared_sum(const SquaredSumArgs& args);
 void adamw(const AdamWArgs& args);
+void nesterov(const NesterovArgs& args);
+void decayed_step(const DecayedStepArgs& args);
+void normalize(const NormalizeArgs& args);
+void add_scaled(const AddScaledArgs& args);
 }  // namespace cpu
 
 namespace cuda {
 void squared_sum(const SquaredSumArgs& args, Stream& stream);
 void adamw(const AdamWArgs& args, Stream& stream);
+void nesterov(const NesterovArgs& args, Stream& stream);
+void decayed_step(const DecayedStepArgs& args, Stream& stream);
+void normalize(const NormalizeArgs& args, Stream& stream);
+void add_scaled(const AddScaledArgs& args, Stream& stream);
 }  // namespace cuda
 
 }  // namespace weft

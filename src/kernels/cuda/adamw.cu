@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "src/kernels/cuda/elements.cuh"
+#include "src/kernels/cuda/map.cuh"
 #include "src/kernels/cuda/reduce.cuh"
 #include "src/kernels/optimizer.hpp"
 
@@ -45,14 +46,18 @@ struct Update {
   double grad_clip;
 };
 
+/// What gradients of that norm are multiplied with; not to be asked where the norm is not finite.
+__device__ float clip_factor(double norm, double grad_clip) {
+  return static_cast<float>(grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0);
+}
+
 template <int W>
 __global__ void __launch_bounds__(kThreads)
     update(float* param, float* m, float* v, const float* grad, const double* squared_norm,
            Update u, int64_t n) {
   const double norm = sqrt(*squared_norm);
   if (!isfinite(norm)) return;
-  const float scale =
-      static_cast<float>(u.grad_clip > 0 && norm > u.grad_clip ? u.grad_clip / norm : 1.0);
+  const float scale = clip_factor(norm, u.grad_clip);
   const int64_t i = thread_index() * W;
   if (i >= n) return;
   float p[W], first[W], second[W], g[W];
@@ -71,6 +76,49 @@ __global__ void __launch_bounds__(kThreads)
   store<W>(m + i, first);
   store<W>(v + i, second);
 }
+
+struct Nesterov {
+  float* update;
+  float* m;
+  const float* grad;
+  const double* squared_norm;
+  double grad_clip;
+  float momentum;
+  __device__ void operator()(int64_t i) const {
+    const double norm = sqrt(*squared_norm);
+    if (!isfinite(norm)) return;
+    const float g = grad[i] * clip_factor(norm, grad_clip);
+    m[i] = momentum * m[i] + g;
+    update[i] = g + momentum * m[i];
+  }
+};
+
+struct DecayedStep {
+  float* param;
+  const float* update;
+  const double* squared_norm;
+  float rate, decay;
+  __device__ void operator()(int64_t i) const {
+    if (!isfinite(*squared_norm)) return;
+    param[i] -= rate * update[i] + decay * param[i];
+  }
+};
+
+struct Normalize {
+  float* x;
+  const double* squared_sum;
+  double eps;
+  __device__ void operator()(int64_t i) const {
+    x[i] *= static_cast<float>(1 / (sqrt(*squared_sum) + eps));
+  }
+};
+
+struct AddScaled {
+  float* y;
+  const float* x;
+  float alpha;
+  __device__ void operator()(int64_t i) const { y[i] += alpha * x[i]; }
+};
 
 }  // namespace
 
@@ -114,6 +162,36 @@ void adamw(const AdamWArgs& args, Stream& stream) {
         elements<float>(args.grad), elements<double>(args.squared_norm), constants, n);
   });
   WEFT_CALL(cudaGetLastError());
+}
+
+void nesterov(const NesterovArgs& args, Stream& stream) {
+  launch_map<1>(args.grad.numel(),
+                Nesterov{elements<float>(args.update), elements<float>(args.m),
+                         elements<float>(args.grad), elements<double>(args.squared_norm),
+                         args.grad_clip, static_cast<float>(args.momentum)},
+                stream);
+}
+
+void decayed_step(const DecayedStepArgs& args, Stream& stream) {
+  launch_map<1>(
+      args.param.numel(),
+      DecayedStep{elements<float>(args.param), elements<float>(args.update),
+                  elements<double>(args.squared_norm), static_cast<float>(args.lr * args.scale),
+                  static_cast<float>(args.lr * args.weight_decay)},
+      stream);
+}
+
+void normalize(const NormalizeArgs& args, Stream& stream) {
+  launch_map<1>(args.x.numel(),
+                Normalize{elements<float>(args.x), elements<double>(args.squared_sum), args.eps},
+                stream);
+}
+
+void add_scaled(const AddScaledArgs& args, Stream& stream) {
+  launch_map<1>(
+      args.y.numel(),
+      AddScaled{elements<float>(args.y), elements<float>(args.x), static_cast<float>(args.alpha)},
+      stream);
 }
 
 }  // namespace weft::cuda

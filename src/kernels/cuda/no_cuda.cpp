@@ -50,6 +50,18 @@ void squared_sum(const SquaredSumArgs&, Stream&) {
 void adamw(const AdamWArgs&, Stream&) {
   refuse("adamw");
 }
+void nesterov(const NesterovArgs&, Stream&) {
+  refuse("nesterov");
+}
+void decayed_step(const DecayedStepArgs&, Stream&) {
+  refuse("decayed_step");
+}
+void normalize(const NormalizeArgs&, Stream&) {
+  refuse("normalize");
+}
+void add_scaled(const AddScaledArgs&, Stream&) {
+  refuse("add_scaled");
+}
 void rmsnorm_forward(const RmsNormArgs&, Stream&) {
   refuse("rmsnorm_forward");
 }
