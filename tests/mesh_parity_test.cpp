@@ -62,6 +62,29 @@ TEST_P(MeshParity, OfFourAxesInF32) {
                      {{.size = {2, 2, 2, 2}}});
 }
 
+TEST_P(MeshParity, OfEveryStageOfZero) {
+  for (const char* zero : {"optimizer.zero=2", "optimizer.zero=3"}) {
+    expect_mesh_parity(joined(GetParam().sets, {"train.steps=1", zero}),
+                       {{.size = {2, 2, 1, 2}}, {.size = {2, 1, 2, 2}}});
+  }
+}
+
+TEST_P(MeshParity, OfEverySchedule) {
+  for (const char* schedule : {"gpipe", "interleaved", "zb_h1", "zb_v"}) {
+    expect_mesh_parity(joined(GetParam().sets, {"train.steps=1", "train.micro_batch_size=1",
+                                                concat("pipeline.schedule=", schedule)}),
+                       {{.size = {1, 2, 2, 2}}});
+  }
+}
+
+TEST_P(MeshParity, OfEveryPolicyOfRecomputation) {
+  for (const char* policy : {"layer", "attention_output"}) {
+    expect_mesh_parity(
+        joined(GetParam().sets, {"train.steps=1", concat("train.recompute=", policy)}),
+        {{.size = {1, 2, 2, 2}}});
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, MeshParity, testing::ValuesIn(kModels),
                          [](const auto& test) { return test.param.name; });
 
