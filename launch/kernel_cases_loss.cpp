@@ -67,6 +67,11 @@ KernelUse norm(Workbench& w) {
                 shape_text({n}));
 }
 
+/// Of all gradients: at twice the bound that they are clipped to.
+Tensor squared_norm(Workbench& w) {
+  return w.input(f64, {1}, [](double) { return 4.0; });
+}
+
 /// A rate at which the update is as large as the parameters, so that its error shows.
 KernelUse update(Workbench& w) {
   const int64_t n = w.sizes().parameters;
@@ -75,11 +80,49 @@ KernelUse update(Workbench& w) {
                  .m = w.updated("m", wide, {n}),
                  .v = w.updated("v", wide, {n}, [](double normal) { return normal * normal; }),
                  .grad = w.input(wide, {n}),
-                 .squared_norm = w.input(f64, {1}, [](double) { return 4.0; }),
+                 .squared_norm = squared_norm(w),
                  .grad_clip = 1,
                  .lr = 1,
                  .weight_decay = 0.1,
                  .step = 3},
+                shape_text({n}));
+}
+
+// ---- Muon, besides its products
+
+KernelUse momentum(Workbench& w) {
+  const int64_t n = w.sizes().parameters;
+  return use_of(nesterov,
+                {.update = w.output("update", wide, {n}),
+                 .m = w.updated("m", wide, {n}),
+                 .grad = w.input(wide, {n}),
+                 .squared_norm = squared_norm(w),
+                 .grad_clip = 1},
+                shape_text({n}));
+}
+
+KernelUse orthogonal_step(Workbench& w) {
+  const int64_t n = w.sizes().parameters;
+  return use_of(decayed_step,
+                {.param = w.updated("param", wide, {n}),
+                 .update = w.input(wide, {n}),
+                 .squared_norm = squared_norm(w),
+                 .lr = 1,
+                 .scale = 0.2,
+                 .weight_decay = 0.1},
+                shape_text({n}));
+}
+
+KernelUse unit_matrix(Workbench& w) {
+  const int64_t n = w.sizes().parameters;
+  return use_of(normalize, {.x = w.updated("x", wide, {n}), .squared_sum = squared_norm(w)},
+                shape_text({n}));
+}
+
+KernelUse multiple(Workbench& w) {
+  const int64_t n = w.sizes().parameters;
+  return use_of(add_scaled,
+                {.y = w.updated("y", wide, {n}), .x = w.input(wide, {n}), .alpha = -1.7},
                 shape_text({n}));
 }
 
@@ -91,7 +134,11 @@ std::vector<KernelCase> loss_cases() {
           {"cross_entropy_combine", "one rank", [](Workbench& w) { return combine(w, 1); }},
           {"cross_entropy_combine", "two ranks", [](Workbench& w) { return combine(w, 2); }},
           {"squared_sum", "", norm},
-          {"adamw", "", update}};
+          {"adamw", "", update},
+          {"nesterov", "", momentum},
+          {"decayed_step", "", orthogonal_step},
+          {"normalize", "", unit_matrix},
+          {"add_scaled", "", multiple}};
 }
 
 }  // namespace weft
