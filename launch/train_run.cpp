@@ -58,6 +58,14 @@ double measure_matmul_rate(DType dtype, const World& world) {
   return count * cost(product).flops / seconds_since(start);
 }
 
+/// Elements of all parameters of the model.
+int64_t parameters_of(const ModelConfig& config) {
+  Model whole(config, {}, /*loss_slice=*/1);
+  int64_t count = 0;
+  for (const Parameter* parameter : whole.parameters()) count += parameter->global_numel();
+  return count;
+}
+
 /// FLOPs of a step of one rank, but for those that train.recompute adds: MFU counts what training
 /// takes, not what is done twice to save memory. `plan` is the config's own.
 double model_flops(Config config, int rank, const StepPlan& plan) {
@@ -118,7 +126,7 @@ ExitCode TrainRun::run(World& world) {
     load_hf_weights(config_.from_hf, config_.model, trainer.held(), trainer.compute());
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
-  if (metrics_) describe(trainer);
+  if (metrics_) describe();
   for (int64_t step = 0; step < config_.train.steps; ++step) {
     whereabouts().step = step;
     fail_on_demand(rank_, step);
@@ -182,16 +190,19 @@ std::string TrainRun::card_memory_text() const {
       mib(predicted_card_bytes_ - plan_.memory.peak() - cuda::kWorkspaceBytes));
 }
 
-void TrainRun::describe(const Trainer& trainer) const {
+void TrainRun::describe() const {
   log::info(concat("weft: ", config_.mesh.text(), " (", config_.mesh.ranks(), " ranks), ",
-                   trainer.parameters().count(), " parameters in ", name(config_.train.precision),
+                   parameters_of(config_.model), " parameters in ", name(config_.train.precision),
                    " on ", config_.train.device == DeviceChoice::cuda ? "GPUs" : "the CPU", ", ",
                    config_.train.global_batch_size, " x ", config_.data.seq_length,
                    " tokens a step"));
   log::info(concat("weft: arenas of rank 0: ", plan_.memory.peak() >> 10, " KiB (state ",
-                   plan_.memory.state >> 10, ", frames ", plan_.memory.frames() >> 10, ", scratch ",
-                   plan_.memory.scratch >> 10, "); matrix products: ", matmul_rate_ / 1e9,
-                   " GFLOP/s over all ranks"));
+                   plan_.memory.state >> 10, ", frames ", plan_.memory.frames() >> 10,
+                   plan_.memory.products() > 0
+                       ? concat(", waiting products ", plan_.memory.products() >> 10)
+                       : "",
+                   ", scratch ", plan_.memory.scratch >> 10,
+                   "); matrix products: ", matmul_rate_ / 1e9, " GFLOP/s over all ranks"));
   const SequenceStrategies strategies = named_strategies(config_);
   const auto has = [&](std::string_view letters) {
     return config_.model.mixers(letters, config_.model.num_hidden_layers) > 0;

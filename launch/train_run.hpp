@@ -25,7 +25,7 @@ class TrainRun {
   ExitCode run(World& world);
 
  private:
-  void describe(const Trainer& trainer) const;
+  void describe() const;
   /// What rank 0's GPU has in use beside what was predicted.
   std::string card_memory_text() const;
   StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);

@@ -91,6 +91,17 @@ TEST(PipelineParity, WithTheTensorAxis) {
                    {{1, 2, 1, 4}, {1, 2, 2, 2}});
 }
 
+TEST(PipelineParity, WithShardedGradientsAndParameters) {
+  for (const char* zero : {"optimizer.zero=2", "optimizer.zero=3"}) {
+    expect_pipelines(joined(kFour, {zero}), {"gpipe", "1f1b", "interleaved"},
+                     {{2, 2, 1}, {1, 2, 2}, {2, 2, 2}});
+    expect_pipelines(joined(kFour, {zero, "model.tie_word_embeddings=true"}), {"1f1b"},
+                     {{2, 3, 1}});
+    // Micro-batches without samples, and three that are in flight.
+    expect_pipelines(joined(kFour, {zero, "train.global_batch_size=5"}), {"1f1b"}, {{2, 3, 1}});
+  }
+}
+
 TEST(PipelineParity, WithEveryAttentionStrategy) {
   for (const AttentionStrategy& strategy : attention_strategies()) {
     expect_pipelines(joined(kFour, {concat("sequence.attention=", strategy.name)}),
@@ -169,6 +180,81 @@ TEST(PipelineParity, OfThreeChunks) {
   expect_pipelines(joined(kFour, {"model.num_hidden_layers=10", "pipeline.schedule=interleaved",
                                   "pipeline.chunks=3"}),
                    {"interleaved"}, {{1, 3, 1}, {1, 2, 2}});
+}
+
+// ---- Memory and layers
+
+/// Of equal micro-batches, the frames of a stage are as many as its schedule keeps, each as large
+/// as one alone; and so are the products that wait.
+TEST(PipelineMemory, IsAFrameForEveryMicroBatchInFlight) {
+  constexpr int kStages = 4, kMicroBatches = 6;
+  Config config =
+      on(parity_config(joined(kFour, {concat("train.global_batch_size=", kMicroBatches)})),
+         {1, kStages, 1});
+  for (int rank = 0; rank < kStages; ++rank) {
+    const auto plan_of = [&](const char* schedule, int64_t micro_batches) {
+      config.pipeline.schedule = schedule;
+      config.train.global_batch_size = micro_batches;
+      return plan_step(config, rank).memory;
+    };
+    const MemoryPlan one = plan_of("zb_h1", 1);
+    ASSERT_EQ(one.frame_slots.size(), 1U);
+    ASSERT_EQ(one.product_slots.size(), 1U);
+    const auto frames = [&](int count) { return std::vector(count, one.frame_slots[0]); };
+    const auto products = [&](int count) { return std::vector(count, one.product_slots[0]); };
+    EXPECT_GT(one.frames(), 0);
+    EXPECT_GT(one.products(), 0);
+    EXPECT_EQ(plan_of("gpipe", kMicroBatches).frame_slots, frames(kMicroBatches));
+    EXPECT_EQ(plan_of("1f1b", kMicroBatches).frame_slots, frames(kStages - rank));
+    EXPECT_EQ(plan_of("zb_h1", kMicroBatches).frame_slots, frames(kStages - rank));
+    EXPECT_EQ(plan_of("zb_h1", kMicroBatches).product_slots, products(rank + 1));
+    EXPECT_TRUE(plan_of("1f1b", kMicroBatches).product_slots.empty());
+    EXPECT_EQ(plan_of("gpipe", kMicroBatches).scratch, plan_of("1f1b", kMicroBatches).scratch);
+  }
+}
+
+TEST(PipelinePieces, LieWhereTheScheduleSays) {
+  Config config = on(parity_config(kFour), {1, 2, 1});
+  const auto layers_of = [&](int rank) {
+    std::vector<std::pair<int, int>> layers;
+    for (const ModelPiece& piece : plan_step(config, rank).pieces) {
+      EXPECT_EQ(piece.embedding, piece.begin == 0);
+      EXPECT_EQ(piece.head, piece.end == config.model.num_hidden_layers);
+      layers.push_back({piece.begin, piece.end});
+    }
+    return layers;
+  };
+  using Layers = std::vector<std::pair<int, int>>;
+  EXPECT_EQ(layers_of(0), (Layers{{0, 4}}));
+  EXPECT_EQ(layers_of(1), (Layers{{4, 8}}));
+  config.pipeline.schedule = "interleaved";
+  EXPECT_EQ(layers_of(0), (Layers{{0, 2}, {4, 6}}));
+  EXPECT_EQ(layers_of(1), (Layers{{2, 4}, {6, 8}}));
+  config.pipeline.schedule = "zb_v";
+  EXPECT_EQ(layers_of(0), (Layers{{0, 2}, {6, 8}}));
+  EXPECT_EQ(layers_of(1), (Layers{{2, 4}, {4, 6}}));
+}
+
+/// The FLOPs by which the model is cut are those that a step of one rank takes.
+TEST(PipelinePieces, AreCutByTheFlopsOfTheModel) {
+  for (const char* pattern : {"*", "LG*W"}) {
+    Config config = parity_config(
+        joined(pattern_of(pattern), {"train.global_batch_size=1", "train.micro_batch_size=1"}));
+    double layers = 0;
+    for (const double flops : layer_flops(config)) layers += flops;
+    const StepPlan plan = plan_step(config, 0);
+    double expected = plan.flops();
+    for (const char* kernel : {"adamw", "squared_sum"}) {  // no layer's
+      expected -= plan.kernels.at(kernel).flops;
+    }
+    // The rotary table of a frame: here one for all layers, there each layer's own.
+    const int64_t rotary = config.model.mixers("*W", config.model.num_hidden_layers);
+    expected += static_cast<double>(rotary - 1) * plan.kernels.at("rope_table").flops;
+    EXPECT_EQ(layers, expected) << pattern;
+    config.model.vocab_size *= 100;  // the head is worth layers
+    config.mesh.along(Axis::pipeline) = 2;
+    EXPECT_GT(pieces_of(config)[0].end, 4);
+  }
 }
 
 // ---- The same bits
