@@ -103,6 +103,26 @@ TEST(Train, EveryStageOfZeroFollowsTheCurveOfOneOverMpi) {
   }
 }
 
+TEST(Train, MuonFollowsTheCurveOfOneOverMpi) {
+  expect_the_curve_of_one_over_mpi("--set optimizer.name=muon --set optimizer.zero=3 ");
+}
+
+TEST(Train, MuonLearnsText) {
+  const std::string folder = fresh_folder();
+  ASSERT_EQ(
+      run_command(weft_alone() + " data prepare --input docs --output " + folder + "/docs.h5").code,
+      0);
+  const CommandResult run =
+      run_command(weft_alone() + " train configs/quickstart.yaml --output " + folder +
+                  "/run --set data.path=" + folder +
+                  "/docs.h5 --set optimizer.name=muon --set mesh.sequence=1 --set train.steps=60 "
+                  "--set data.seq_length=512 --set log.every=60 --strict");
+  ASSERT_EQ(run.code, 0) << run.out;
+  const auto losses = metric(folder + "/run", "loss");
+  ASSERT_EQ(losses.size(), 60u);
+  EXPECT_LT(losses.back(), losses.front() - 2) << losses.front() << " to " << losses.back();
+}
+
 TEST(Train, WindowsTravelOverMpi) {
   expect_the_curve_of_one_over_mpi("--set model.layer_pattern=W --set model.window=40");
 }

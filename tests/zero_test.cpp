@@ -83,6 +83,26 @@ TEST(Zero, MoreRanksThanElementsOfAUnit) {
   expect_parity(stage(3, {"model.hidden_size=8", "model.num_hidden_layers=2"}), {{8, 1}, {4, 2}});
 }
 
+TEST(Zero, WithPipelinesAndTheTensorAxis) {
+  const Strictly strictly;
+  for (const char* tied : {"true", "false"}) {
+    const Sets sets = {"train.micro_batch_size=1", "data.seq_length=41", "train.steps=2",
+                       concat("model.tie_word_embeddings=", tied)};
+    for (const int zero : {1, 2, 3}) {
+      expect_mesh_parity(joined(sets, stage(zero)), {{.size = {2, 2, 1, 2}},
+                                                     {.size = {1, 2, 2, 1}},
+                                                     {.size = {2, 1, 1, 4}},
+                                                     {.size = {3, 1, 1, 2}}});
+      expect_mesh_parity(joined(sets, stage(zero, {"pipeline.schedule=interleaved"})),
+                         {{.size = {2, 2, 1, 1}}});
+    }
+    for (const char* schedule : {"zb_h1", "zb_v", "gpipe"}) {
+      expect_mesh_parity(joined(sets, {concat("pipeline.schedule=", schedule)}),
+                         {{.size = {2, 2, 1, 1}}});
+    }
+  }
+}
+
 TEST(Zero, Stage3HasTheBitsOfStage2) {
   const Config config = on_mesh(parity_config({"train.micro_batch_size=1"}), 2, 2);
   Config other = config;

@@ -341,6 +341,39 @@ TEST_F(CudaTest, AdamW) {
   }
 }
 
+TEST_F(CudaTest, WhatMuonAddsToAdamW) {
+  for (const int64_t n : {0, 1, 5, 1000, 100003}) {
+    for (const double norm2 : {1e-4, 400.0, kInfinity, std::nan("")}) {
+      SCOPED_TRACE(concat(n, " squared norm ", norm2));
+      const Values p = random_values(DType::f32, n, "param"),
+                   g = random_values(DType::f32, n, "grad");
+      const Values momentum = random_values(DType::f32, n, "m");
+      const auto run = [&](const auto& make, Stream& stream, const auto& read) {
+        const auto param = make(DType::f32, p), m = make(DType::f32, momentum);
+        const auto grad = make(DType::f32, g);
+        const auto norm = make(DType::f64, Values{norm2}), squares = make(DType::f64, Values{2.25});
+        nesterov({grad, m, grad, norm, 1.0, 0.95}, stream);
+        decayed_step({param, grad, norm, 0.1, 3.0, 0.2}, stream);
+        const Values updated = read(param);
+        normalize({grad, squares, 0.5}, stream);
+        add_scaled({param, grad, -3.0}, stream);
+        return std::vector<Values>{updated, read(m), read(grad), read(param)};
+      };
+      const auto host = run(
+          [](DType dtype, const Values& x) {
+            (void)dtype;
+            return f64({std::ssize(x)}, x);
+          },
+          cpu_stream(), [](const Tensor& t) { return values(t); });
+      const auto got = twice([&] {
+        return run([](DType dtype, const Values& x) { return OnDevice(dtype, {std::ssize(x)}, x); },
+                   cuda_test_stream(), [](const Tensor& t) { return device_values(t); });
+      });
+      for (size_t i = 0; i < host.size(); ++i) EXPECT_LE(relative_rms(got[i], host[i]), 1e-6) << i;
+    }
+  }
+}
+
 // ---- Rotary embedding
 
 TEST_P(CudaKernels, Rope) {
