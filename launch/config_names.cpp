@@ -66,6 +66,7 @@ constexpr Alias kAliases[] = {
     {"adam_eps", "optimizer.eps"},
     {"weight_decay", "optimizer.weight_decay"},
     {"clip_grad", "optimizer.grad_clip"},
+    {"zero_stage", "optimizer.zero"},
     {"max_norm", "optimizer.grad_clip"},
     {"log_interval", "log.every"},
 };

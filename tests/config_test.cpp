@@ -112,7 +112,7 @@ TEST(ConfigTest, NamesOfOtherProgramsAreTranslatedAndNoted) {
       "parallelism: {dp: 2, tp: 1}\n"                             // nanotron
       "train: {global-batch-size: 8}\n"
       "data: {path: x}\n",
-      "run.yaml", {"clip_grad=0.5"});
+      "run.yaml", {"clip_grad=0.5", "optimizer.zero_stage=2"});
   const Config& c = loaded.config;
   EXPECT_EQ(c.mesh.text(), "data=2,pipeline=1,sequence=4,tensor=1");
   EXPECT_EQ(c.data.seq_length, 64);
@@ -120,6 +120,7 @@ TEST(ConfigTest, NamesOfOtherProgramsAreTranslatedAndNoted) {
   EXPECT_EQ(c.train.global_batch_size, 8);
   EXPECT_EQ(c.train.steps, 9);
   EXPECT_EQ(c.optimizer.grad_clip, 0.5);
+  EXPECT_EQ(c.optimizer.zero, 2);
   const std::vector<std::string> notes{
       "context_parallel_size -> mesh.sequence",
       "model_parallel.pipeline_model_parallel_size -> mesh.pipeline",
@@ -129,7 +130,8 @@ TEST(ConfigTest, NamesOfOtherProgramsAreTranslatedAndNoted) {
       "parallelism.dp -> mesh.data",
       "parallelism.tp -> mesh.tensor",
       "train.global-batch-size -> train.global_batch_size",
-      "clip_grad -> optimizer.grad_clip"};
+      "clip_grad -> optimizer.grad_clip",
+      "optimizer.zero_stage -> optimizer.zero"};
   EXPECT_EQ(loaded.notes, notes);
 }
 

@@ -417,49 +417,6 @@ TEST_P(Kernels, AdamWLeavesEverythingAloneWhenTheNormIsNotFinite) {
   }
 }
 
-TEST_P(Kernels, NesterovAndItsStepFollowTheirDefinitions) {
-  for (const double clip : {0.0, 0.5, 1e6}) {
-    const Owned param = normals(dtype(), {37}, "param"), m = normals(dtype(), {37}, "m");
-    const Owned grad = normals(dtype(), {37}, "grad");
-    const auto p = values(param), before = values(m), g = values(grad);
-    const double squares = 4 * dot(g, g);
-    const Owned norm = filled(DType::f64, {1}, squares);
-    const double factor = clip > 0 ? std::min(1.0, clip / std::sqrt(squares)) : 1.0;
-    nesterov({grad, m, grad, norm, clip, 0.9}, cpu_stream());
-    decayed_step({param, grad, norm, 0.1, 3.0, 0.2}, cpu_stream());
-    for (size_t i = 0; i < g.size(); ++i) {
-      const double moment = 0.9 * before[i] + factor * g[i], update = factor * g[i] + 0.9 * moment;
-      EXPECT_NEAR(values(m)[i], moment, 10 * tolerance());
-      EXPECT_NEAR(values(grad)[i], update, 10 * tolerance());
-      EXPECT_NEAR(values(param)[i], p[i] - 0.1 * (3 * update + 0.2 * p[i]), 10 * tolerance());
-    }
-  }
-}
-
-TEST_P(Kernels, NesterovAndItsStepLeaveEverythingAloneWhenTheNormIsNotFinite) {
-  for (const double bad : {std::nan(""), kInfinity}) {
-    const Owned param = normals(dtype(), {9}, "param"), m = normals(dtype(), {9}, "m");
-    const Owned grad = filled(dtype(), {9}, bad), norm = filled(DType::f64, {1}, bad);
-    const auto before = std::array{values(param), values(m)};
-    nesterov({grad, m, grad, norm, 1.0, 0.9}, cpu_stream());
-    decayed_step({param, grad, norm, 0.1, 3.0, 0.2}, cpu_stream());
-    EXPECT_TRUE(same_bits(values(param), before[0]));
-    EXPECT_TRUE(same_bits(values(m), before[1]));
-  }
-}
-
-TEST_P(Kernels, NormalizeAndAddScaledFollowTheirDefinitions) {
-  const Owned x = normals(dtype(), {5, 7}, "x"), y = normals(dtype(), {5, 7}, "y");
-  const auto old_x = values(x), old_y = values(y);
-  const Owned squares = filled(DType::f64, {1}, 2.25);
-  normalize({.x = x, .squared_sum = squares, .eps = 0.5}, cpu_stream());
-  add_scaled({.y = y, .x = x, .alpha = -3}, cpu_stream());
-  for (size_t i = 0; i < old_x.size(); ++i) {
-    EXPECT_NEAR(values(x)[i], old_x[i] / 2, 10 * tolerance());
-    EXPECT_NEAR(values(y)[i], old_y[i] - 1.5 * old_x[i], 10 * tolerance());
-  }
-}
-
 TEST_P(Kernels, AdamWOfZeroGradientsOnlyDecays) {
   const Owned param = filled(dtype(), {3}, 2), m = zeros(dtype(), {3}), v = zeros(dtype(), {3});
   const Owned grad = zeros(dtype(), {3}), norm = zeros(DType::f64, {1});

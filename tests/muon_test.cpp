@@ -1,9 +1,8 @@
-// Muon: Newton-Schulz against its definition, and updates of matrices in pieces against those of
-// one rank.
+// Muon: its kernels and Newton-Schulz against their definitions, and updates of matrices in pieces
+// against those of one rank.
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <mutex>
 
 #include "src/kernels/optimizer.hpp"
 #include "tests/parity_testing.hpp"
@@ -12,6 +11,58 @@ namespace weft {
 namespace {
 
 using Values = std::vector<double>;
+
+// ---- Kernels
+
+class MuonKernels : public testing::TestWithParam<DType> {
+ protected:
+  static double tolerance() { return GetParam() == DType::f64 ? 1e-11 : 1e-5; }
+};
+INSTANTIATE_TEST_SUITE_P(Types, MuonKernels, testing::Values(DType::f32, DType::f64),
+                         [](const auto& type) { return std::string(name(type.param)); });
+
+TEST_P(MuonKernels, NesterovAndItsStepFollowTheirDefinitions) {
+  for (const double clip : {0.0, 0.5, 1e6}) {
+    const Owned param = normals(GetParam(), {37}, "param"), m = normals(GetParam(), {37}, "m");
+    const Owned grad = normals(GetParam(), {37}, "grad");
+    const auto p = values(param), before = values(m), g = values(grad);
+    const double squares = 4 * dot(g, g);
+    const Owned norm = filled(DType::f64, {1}, squares);
+    const double factor = clip > 0 ? std::min(1.0, clip / std::sqrt(squares)) : 1.0;
+    nesterov({grad, m, grad, norm, clip, 0.9}, cpu_stream());
+    decayed_step({param, grad, norm, 0.1, 3.0, 0.2}, cpu_stream());
+    for (size_t i = 0; i < g.size(); ++i) {
+      const double moment = 0.9 * before[i] + factor * g[i], update = factor * g[i] + 0.9 * moment;
+      EXPECT_NEAR(values(m)[i], moment, tolerance());
+      EXPECT_NEAR(values(grad)[i], update, tolerance());
+      EXPECT_NEAR(values(param)[i], p[i] - 0.1 * (3 * update + 0.2 * p[i]), tolerance());
+    }
+  }
+}
+
+TEST_P(MuonKernels, NesterovAndItsStepLeaveEverythingAloneWhenTheNormIsNotFinite) {
+  for (const double bad : {std::nan(""), kInfinity}) {
+    const Owned param = normals(GetParam(), {9}, "param"), m = normals(GetParam(), {9}, "m");
+    const Owned grad = filled(GetParam(), {9}, bad), norm = filled(DType::f64, {1}, bad);
+    const auto before = std::array{values(param), values(m)};
+    nesterov({grad, m, grad, norm, 1.0, 0.9}, cpu_stream());
+    decayed_step({param, grad, norm, 0.1, 3.0, 0.2}, cpu_stream());
+    EXPECT_TRUE(same_bits(values(param), before[0]));
+    EXPECT_TRUE(same_bits(values(m), before[1]));
+  }
+}
+
+TEST_P(MuonKernels, NormalizeAndAddScaledFollowTheirDefinitions) {
+  const Owned x = normals(GetParam(), {5, 7}, "x"), y = normals(GetParam(), {5, 7}, "y");
+  const auto old_x = values(x), old_y = values(y);
+  const Owned squares = filled(DType::f64, {1}, 2.25);
+  normalize({.x = x, .squared_sum = squares, .eps = 0.5}, cpu_stream());
+  add_scaled({.y = y, .x = x, .alpha = -3}, cpu_stream());
+  for (size_t i = 0; i < old_x.size(); ++i) {
+    EXPECT_NEAR(values(x)[i], old_x[i] / 2, tolerance());
+    EXPECT_NEAR(values(y)[i], old_y[i] - 1.5 * old_x[i], tolerance());
+  }
+}
 
 // ---- Newton-Schulz
 
