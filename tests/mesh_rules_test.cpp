@@ -127,6 +127,14 @@ const Contradiction kContradictions[] = {
     {"ChunksOfZeroBubbles",
      {"pipeline.schedule=zb_h1", "pipeline.chunks=4"},
      "pipeline.chunks: expected 1 for pipeline.schedule = zb_h1, got 4"},
+    {"GradientsInPiecesOfZeroBubbles",
+     {"pipeline.schedule=zb_h1", "optimizer.zero=2"},
+     "optimizer.zero: expected 1 with pipeline.schedule = zb_h1, whose gradients of weights come "
+     "after a unit's turn, got 2"},
+    {"ValuesInPiecesOfZeroBubbles",
+     {"pipeline.schedule=zb_v", "optimizer.zero=3"},
+     "optimizer.zero: expected 1 with pipeline.schedule = zb_v, whose gradients of weights come "
+     "after a unit's turn, got 3"},
     {"TensorInTheFile",
      {"mesh.tensor=3"},
      "mesh.tensor: expected at most, or a multiple of, the 2 key/value heads "

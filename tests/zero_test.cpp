@@ -274,6 +274,41 @@ TEST(Zero, AGradientThatComesTooLateIsAnError) {
   });
 }
 
+/// Calls that rank 0 of two data ranks has made for parameters by when a value is seen.
+std::map<std::string, int64_t> calls_when_seen(int zero) {
+  const Config config =
+      on_mesh(parity_config(stage(zero, {"train.steps=1", "model.num_hidden_layers=5"})), 2, 1);
+  std::map<std::string, int64_t> calls;
+  RecordingHooks hooks;
+  hooks.probe = [&](Trainer& trainer, const Observation& seen) {
+    if (trainer.mesh().rank() == 0) calls[seen.name] = trainer.mesh().holders({}).calls();
+  };
+  record(config, hooks);
+  return calls;
+}
+
+TEST(Zero, SumsOfStage1StartBesideTheBackward) {
+  const auto calls = calls_when_seen(1);
+  EXPECT_EQ(calls.at("layers.4.mlp"), 0);
+  EXPECT_EQ(calls.at("layers.4.dmlp"), 2);  // the head's matrix, its norm
+  EXPECT_EQ(calls.at("layers.3.dmlp"), 3);
+  EXPECT_EQ(calls.at("layers.0.dmixer"), 6);
+  EXPECT_EQ(calls.at("dembedding"), 7);
+}
+
+TEST(Zero, GathersOfStage3RunAsFarAheadAsSlotsAllow) {
+  const auto calls = calls_when_seen(3);
+  EXPECT_EQ(calls.at("embedding"), 3);  // and two layers, then one ahead of each layer
+  EXPECT_EQ(calls.at("layers.0.mixer"), 3);
+  EXPECT_EQ(calls.at("layers.1.mixer"), 4);
+  EXPECT_EQ(calls.at("layers.3.mixer"), 6);
+  EXPECT_EQ(calls.at("layers.4.mixer"), 8);     // the head's norm and its matrix, in another slot
+  EXPECT_EQ(calls.at("layers.4.dmlp"), 8 + 3);  // two sums of the head; layer 3 ahead
+  EXPECT_EQ(calls.at("layers.3.dmlp"), 8 + 5);  // a sum, layer 2 ahead
+  EXPECT_EQ(calls.at("layers.0.dmlp"), 8 + 2 + 4 + 4);  // four sums, four gathers
+  EXPECT_EQ(calls.at("dembedding"), 8 + 2 + 5 + 4);     // which needs no values
+}
+
 // ---- Memory and bytes
 
 /// Padded elements of every unit: the embedding, layers, the head's norm, its matrix.
