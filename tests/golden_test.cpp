@@ -8,7 +8,7 @@ namespace weft {
 namespace {
 
 void expect_llama(const std::string& name, DType dtype, const MeshShape& mesh,
-                  const std::string& strategy, int64_t micro_batch_size) {
+                  const std::string& strategy, int64_t micro_batch_size, int zero = 1) {
   cpu::set_blas_threads(1);
   const std::string folder = golden_folder() + "/" + name;
   const Expected expected(folder);
@@ -17,6 +17,7 @@ void expect_llama(const std::string& name, DType dtype, const MeshShape& mesh,
   Config config = golden_config(folder, expected, dtype, mesh);
   config.sequence.attention = {strategy};
   config.train.micro_batch_size = micro_batch_size;
+  config.optimizer.zero = zero;
   const auto start = [&](const auto& body) { run_ranks(mesh.ranks(), body); };
   expect_golden(GoldenRun(folder, expected, config).run(start), expected);
 }
@@ -46,16 +47,16 @@ INSTANTIATE_TEST_SUITE_P(
 
 using Sizes = std::array<int, kAxes>;
 
-class GoldenOnMeshes : public testing::TestWithParam<std::tuple<std::string, DType, Sizes>> {};
+class GoldenOnMeshes : public testing::TestWithParam<std::tuple<std::string, DType, Sizes, int>> {};
 
 TEST_P(GoldenOnMeshes, Llama) {
-  const auto& [name, dtype, sizes] = GetParam();
-  expect_llama(name, dtype, {.size = sizes}, "lightseq", 1);
+  const auto& [name, dtype, sizes, zero] = GetParam();
+  expect_llama(name, dtype, {.size = sizes}, "lightseq", 1, zero);
 }
 
 std::string mesh_label(const testing::TestParamInfo<GoldenOnMeshes::ParamType>& test) {
-  const auto& [folder, dtype, sizes] = test.param;
-  std::string label = concat(folder, "_", name(dtype));
+  const auto& [folder, dtype, sizes, zero] = test.param;
+  std::string label = concat(folder, "_", name(dtype), "_zero", zero);
   for (const Axis axis : kAllAxes) {
     label += concat("_", name(axis), sizes[static_cast<int>(axis)]);
   }
@@ -68,7 +69,8 @@ INSTANTIATE_TEST_SUITE_P(Cases, GoldenOnMeshes,
                                                                          /*folders=*/true)),
                                           testing::Values(DType::f32, DType::f64),
                                           testing::Values(Sizes{2, 1, 1, 2}, Sizes{1, 1, 2, 2},
-                                                          Sizes{1, 2, 2, 1}, Sizes{2, 2, 2, 2})),
+                                                          Sizes{1, 2, 2, 1}, Sizes{2, 2, 2, 2}),
+                                          testing::Values(1, 3)),
                          mesh_label);
 
 }  // namespace
