@@ -69,8 +69,8 @@ const ParameterStore::Place& ParameterStore::place(const Parameter& parameter) c
 }
 
 Tensor ParameterStore::view(const Tensor& bucket, const Parameter& parameter, const char* what) {
-  WEFT_CHECK(bucket, "the ", what, " of ", parameter.name, " are not here: unit ", parameter.unit,
-             " is not open");
+  WEFT_CHECK(bucket, "unit ", parameter.unit, " is not open: ", parameter.name, " has no ", what,
+             " here");
   const Tensor range = bucket.slice(0, parameter.offset, parameter.offset + parameter.numel());
   return Tensor::view(range.data, range.dtype, range.device, parameter.local_shape());
 }
