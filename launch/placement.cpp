@@ -84,6 +84,20 @@ std::string unfit_for_gpu(const Config& config) {
   return {};
 }
 
+std::string unfit_for_nccl(const Config& config) {
+  if (config.mesh.along(Axis::pipeline) == 1) return {};
+  const std::string& schedule = config.pipeline.schedule;
+  if (schedule == "interleaved" || schedule == "zb_v") {
+    return concat("pipeline.schedule: expected gpipe, 1f1b or zb_h1 over NCCL, got ", schedule,
+                  "; train.comm: mpi or threads takes it");
+  }
+  if (config.model.tie_word_embeddings) {
+    return "model.tie_word_embeddings: expected false for a pipeline over NCCL, got true; "
+           "train.comm: mpi or threads takes it";
+  }
+  return {};
+}
+
 RankChoice place_ranks(Config& config, World* host) {
   const std::string missing = missing_gpu(config);
   const int ranks = config.mesh.ranks(), gpus = cuda::device_count();
@@ -112,6 +126,8 @@ RankChoice place_ranks(Config& config, World* host) {
     WEFT_REQUIRE(all.own_gpu, ExitCode::config,
                  "train.comm: nccl needs a GPU for every rank: ", ranks, " ranks, ", gpus,
                  " GPUs on this host");
+    const std::string blocked = unfit_for_nccl(config);
+    WEFT_REQUIRE(blocked.empty(), ExitCode::config, blocked);
   }
   return {.comm = name_of(comm), .device = cuda ? Device::cuda : Device::cpu, .ranks = ranks};
 }

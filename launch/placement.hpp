@@ -19,4 +19,11 @@ RankChoice place_ranks(Config& config, World* host);
 /// nothing of the host.
 std::string unfit_for_gpu(const Config& config);
 
+/// Why the ranks of a config cannot talk over NCCL, as a whole line; empty when they can. NCCL
+/// starts the transfers of a rank in one order over all groups. Two stages that send each other
+/// outputs and gradients at once, two messages in a row, can each hold back the receive that the
+/// other waits for; and the sum of a tied table, which the last stage begins long before the first,
+/// was seen to hang with them.
+std::string unfit_for_nccl(const Config& config);
+
 }  // namespace weft

@@ -94,5 +94,23 @@ TEST(UnfitForGpu, IsWhatHasNoKernels) {
   EXPECT_EQ(unfit_for_gpu(config), "train.precision on a GPU: expected f32 or bf16, got f64");
 }
 
+TEST(UnfitForNccl, IsAPipelineWhoseTransfersWouldHang) {
+  Config config;
+  EXPECT_EQ(unfit_for_nccl(config), "");
+  config.pipeline.schedule = "zb_v";
+  config.model.tie_word_embeddings = true;
+  EXPECT_EQ(unfit_for_nccl(config), "") << "one stage sends nothing";
+  config.mesh.along(Axis::pipeline) = 2;
+  EXPECT_EQ(unfit_for_nccl(config),
+            "pipeline.schedule: expected gpipe, 1f1b or zb_h1 over NCCL, got zb_v; train.comm: mpi "
+            "or threads takes it");
+  config.pipeline.schedule = "1f1b";
+  EXPECT_EQ(unfit_for_nccl(config),
+            "model.tie_word_embeddings: expected false for a pipeline over NCCL, got true; "
+            "train.comm: mpi or threads takes it");
+  config.model.tie_word_embeddings = false;
+  EXPECT_EQ(unfit_for_nccl(config), "");
+}
+
 }  // namespace
 }  // namespace weft
