@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/byte_check.hpp"
+#include "parallel/pipeline/schedules.hpp"
 #include "parallel/sequence/strategies.hpp"
 #include "tests/command.hpp"
 #include "tests/testing.hpp"
@@ -365,6 +366,26 @@ TEST(Parity, HoldsAsACommandOverThreadsAndMpi) {
     }
     EXPECT_TRUE(result["worst"].is_string());
     EXPECT_EQ(result["first"], "");
+  }
+}
+
+TEST(Train, PipelinesOfEveryScheduleOverMpi) {
+  const std::string small = " --strict --set train.micro_batch_size=1 --set data.seq_length=41";
+  const std::string alone = fresh_folder();
+  ASSERT_EQ(run_command(train(weft_alone(), alone, small)).code, 0);
+  const auto expected = metric(alone, "loss");
+  for (const PipelineScheduleKind& kind : pipeline_schedules()) {
+    const std::string folder = fresh_folder();
+    const CommandResult run = run_command(train(
+        weft_on(4), folder,
+        small +
+            " --set mesh.pipeline=2 --set mesh.sequence=2 --set pipeline.schedule=" + kind.name));
+    ASSERT_EQ(run.code, 0) << kind.name << "\n" << run.out;
+    const auto losses = metric(folder, "loss");
+    ASSERT_EQ(losses.size(), expected.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
+      EXPECT_NEAR(losses[i], expected[i], 1e-11 * expected[i]) << kind.name;
+    }
   }
 }
 
