@@ -79,9 +79,12 @@ void DecoderLayer::add_branch_gradient(const RmsNorm& norm, Layer& branch, const
   const auto& [rows, inputs, sums] = crossing;
   const Scope scope(ctx.scratch);
   const Tensor normed = frame.peek("normed");
-  const Tensor all = gathered && inputs ? inputs : rows.gather(normed, inputs, Tag::Pass::backward);
   const Tensor dy =
       rows.gather(d, rows.room("branch gradient", d.dtype, d.dim(1)), Tag::Pass::backward);
+  // The gradients of the weights ask for it, which come last; until then it may travel.
+  const Arriving all = gathered && inputs
+                           ? Arriving{inputs}
+                           : rows.begin_gather(normed, inputs, Tag::Pass::backward, Lane::forward);
   const Tensor dnormed =
       sums ? sums : ctx.scratch.allocate("dnormed", x.dtype, {x.dim(0), x.dim(1)});
   branch.backward(dnormed, dy, all, frame, ctx);

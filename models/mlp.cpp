@@ -25,21 +25,21 @@ void Mlp::forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& c
   down_.forward(y, activation, ctx);
 }
 
-void Mlp::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+void Mlp::backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                    StepContext& ctx) {
   const Tensor up = frame.pop("up");
   const Tensor gate = frame.pop("gate");
   const Scope scope(ctx.scratch);
   // The widest tensors of a layer: each gradient takes the place of what it is of.
   const Tensor activation =
-      ctx.scratch.allocate("activation", x.dtype, {x.dim(0), columns_.size()});
+      ctx.scratch.allocate("activation", gate.dtype, {gate.dim(0), gate.dim(1)});
   down_.backward_input(activation, dy, ctx);
   swiglu_backward(
       {.dgate = gate, .dup = up, .y = activation, .dy = activation, .gate = gate, .up = up},
       ctx.compute);
   down_.backward_weight(dy, activation, ctx);
-  gate_.backward(dx, gate, x, ctx);
-  up_.backward(dx, up, x, ctx, /*accumulate=*/true);
+  gate_.backward(dx, gate, x.await(ctx.compute), ctx);
+  up_.backward(dx, up, x.tensor, ctx, /*accumulate=*/true);
 }
 
 void Mlp::visit(const std::function<void(Parameter&)>& f) {

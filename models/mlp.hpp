@@ -13,7 +13,7 @@ class Mlp final : public Layer {
   Mlp(const std::string& prefix, const ModelConfig& config, const TensorPlace& place);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
-  void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+  void backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                 StepContext& ctx) override;
   void visit(const std::function<void(Parameter&)>& f) override;
 

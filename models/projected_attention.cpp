@@ -86,8 +86,8 @@ void ProjectedAttention::forward(const Tensor& y, const Tensor& x, Frame& frame,
   o_.forward(y, flat_heads(out), ctx);
 }
 
-void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
-                                  StepContext& ctx) {
+void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Arriving& input,
+                                  Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
   const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const Tensor lse = frame.pop("lse"), out = frame.pop("out");
@@ -95,7 +95,7 @@ void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tens
   const Tensor v = frame.pop("v"), k = frame.pop("k"), q = frame.pop("q");
   const ProjectedShard own = shard(q, k, v, frame, ctx);
   const Scope scope(ctx.scratch);
-  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, H, head_dim_});
+  const Tensor dout = ctx.scratch.allocate("dout", q.dtype, {B, T, H, head_dim_});
   const Tensor dq = ctx.scratch.allocate("dq", out.dtype, {B, T, H, head_dim_});
   const Tensor dk = ctx.scratch.allocate("dk", out.dtype, {B, T, G, head_dim_});
   const Tensor dv = ctx.scratch.allocate("dv", out.dtype, {B, T, G, head_dim_});
@@ -106,6 +106,7 @@ void ProjectedAttention::backward(const Tensor& dx, const Tensor& dy, const Tens
       attend_projected_backward(own, projected, out, lse, dout, dq, dprojected, ctx);
   ctx.observe(frame, layer_, "dout", dout, place_of(heads_.query, head_dim_));
   ctx.observe(frame, layer_, "dq", dq, place_of(heads_.query, head_dim_));
+  const Tensor& x = input.await(ctx.compute);
   q_.backward(dx, dq, x, frame, ctx);
   ctx.compute.wait(summed);
   project_backward(own, dprojected, dk, dv, columns(ctx.gradient(k_projection_), frame),

@@ -72,14 +72,14 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   o_.forward(y, flat_heads(out), ctx);
 }
 
-void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
-                                StepContext& ctx) {
+void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Arriving& input,
+                                Frame& frame, StepContext& ctx) {
   const int64_t B = frame.batch(), T = frame.tokens();
   const int64_t H = heads_.query.size(), G = heads_.key_value.size();
   const Tensor lse = frame.pop("lse"), out = frame.pop("out");
   const Tensor v = frame.pop("v"), k = frame.pop("k"), q = frame.pop("q");
   const Scope scope(ctx.scratch);
-  const Tensor dout = ctx.scratch.allocate("dout", x.dtype, {B, T, H, head_dim_});
+  const Tensor dout = ctx.scratch.allocate("dout", q.dtype, {B, T, H, head_dim_});
   const AttentionGradients d{.dq = ctx.scratch.allocate("dq", out.dtype, {B, T, H, head_dim_}),
                              .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, G, head_dim_}),
                              .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, G, head_dim_})};
@@ -89,6 +89,7 @@ void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Tensor
   ctx.observe(frame, layer_, "dq", d.dq, place_of(heads_.query, head_dim_));
   ctx.observe(frame, layer_, "dk", d.dk, place_of(heads_.key_value, head_dim_));
   ctx.observe(frame, layer_, "dv", d.dv, place_of(heads_.key_value, head_dim_));
+  const Tensor& x = input.await(ctx.compute);
   q_.backward(dx, d.dq, x, frame, ctx);
   k_.backward(dx, d.dk, x, frame, ctx, /*accumulate=*/true);
   v_.backward(dx, d.dv, x, frame, ctx, /*accumulate=*/true);

@@ -22,7 +22,7 @@ class SoftmaxAttention final : public Layer {
                    int64_t window = 0);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
-  void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+  void backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                 StepContext& ctx) override;
   void visit(const std::function<void(Parameter&)>& f) override;
 

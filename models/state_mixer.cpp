@@ -242,14 +242,14 @@ StateGradients StateMixer::allocate_gradients(const Slots& slots, Arena& arena) 
           .dbeta = slots.gates.beta ? like("dbeta", slots.gates.beta) : Tensor{}};
 }
 
-void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                           StepContext& ctx) {
   const Slots slots = peek(frame);
   {
     const Scope scope(ctx.scratch);
     const auto like_out = [&](const char* name) {
       return ctx.scratch.allocate(
-          name, x.dtype, {slots.out.dim(0), slots.out.dim(1), slots.out.dim(2), slots.out.dim(3)});
+          name, dy.dtype, {slots.out.dim(0), slots.out.dim(1), slots.out.dim(2), slots.out.dim(3)});
     };
     const Tensor dout = like_out("dout"), normed = like_out("gated output");
     const Tensor dnormed = like_out("dgated output");
@@ -285,7 +285,7 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
     mix_states_backward(shard(slots, frame), slots.entering, dout, d, {}, *scan_, ctx, [&] {
       o_.backward_weight(dy, flat_heads(normed), ctx);
       if (gated()) {
-        output_gate_.backward(dx, flat_heads(dgate), x, ctx);
+        output_gate_.backward(dx, flat_heads(dgate), x.await(ctx.compute), ctx);
       } else {
         fill({.y = dx, .value = 0}, ctx.compute);
       }
@@ -295,7 +295,7 @@ void StateMixer::backward(const Tensor& dx, const Tensor& dy, const Tensor& x, F
     observe("dv", d.dv, frame, ctx);
     if (d.dlog_decay) observe("dlog_decay", d.dlog_decay, frame, ctx);
     if (d.dbeta) observe("dbeta", d.dbeta, frame, ctx);
-    backward_inputs(dx, d, slots, x, frame, ctx);
+    backward_inputs(dx, d, slots, x.await(ctx.compute), frame, ctx);
   }
   pop(frame);
 }

@@ -23,7 +23,7 @@ class StateMixer final : public Layer {
              const StateLayout& layout, const TensorPlace& place, std::unique_ptr<StateScan> scan);
 
   void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) override;
-  void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+  void backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                 StepContext& ctx) override;
   void visit(const std::function<void(Parameter&)>& f) override;
 

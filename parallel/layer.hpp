@@ -197,18 +197,31 @@ struct StepContext {
   }
 };
 
+/// A tensor that may still be on its way.
+struct Arriving {
+  Tensor tensor;
+  Event arrived = {};
+
+  /// The tensor, for what is enqueued on `compute` from here on. May be called again.
+  const Tensor& await(Stream& compute) const {
+    compute.wait(arrived);
+    return tensor;
+  }
+};
+
 /// One branch off the residual stream, a token mixer or an MLP, with explicit backward. Gradients
-/// of parameters are added, never overwritten.
+/// of parameters are added, never overwritten. Over the tensor axis y and dx are partial sums.
 class Layer {
  public:
   virtual ~Layer() = default;
   /// x, y: [R, C], R = B T rows; y is overwritten. An absent y is not asked for: then only what
   /// backward needs is. Pushes onto the frame what backward needs, marked with the policies that
-  /// keep it, and leaves alone what frame.present(). x stays where it is until backward. On return
-  /// ctx.compute has waited for every transfer: slots that are dropped go with the layer.
+  /// keep it, and leaves alone what frame.present(). On return ctx.compute has waited for every
+  /// transfer: slots that are dropped go with the layer.
   virtual void forward(const Tensor& y, const Tensor& x, Frame& frame, StepContext& ctx) = 0;
-  /// dx: overwritten with the gradient of x; may not be dy. Pops what forward pushed.
-  virtual void backward(const Tensor& dx, const Tensor& dy, const Tensor& x, Frame& frame,
+  /// dx: overwritten with the gradient of x; may not be dy. x: as in forward, though it may be
+  /// elsewhere; awaited where it is first read. Pops what forward pushed.
+  virtual void backward(const Tensor& dx, const Tensor& dy, const Arriving& x, Frame& frame,
                         StepContext& ctx) = 0;
   virtual void visit(const std::function<void(Parameter&)>& f) = 0;
 };

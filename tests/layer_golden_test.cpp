@@ -112,7 +112,7 @@ class LayerOnRanks {
     const Owned y(dtype_, {frame.rows(), case_.hidden()});
     const Owned dx(dtype_, {frame.rows(), case_.hidden()});
     layer->forward(y, x, frame, context);
-    layer->backward(dx, dy, x, frame, context);
+    layer->backward(dx, dy, {x}, frame, context);
     collect(y, dx, store, frame);
   }
 

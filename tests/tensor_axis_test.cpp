@@ -113,6 +113,34 @@ TEST(TensorParity, OfPipelines) {
                    {{1, 1, 2, 4}, {1, 2, 2, 2}});
 }
 
+/// Gradients, and values too, kept in pieces over holders that reach along the tensor axis or not.
+TEST(TensorParity, WithParametersInPieces) {
+  for (const int zero : {2, 3}) {
+    const Sets small = {"model.num_hidden_layers=4", "data.seq_length=53", "model.layer_pattern=*L",
+                        "model.linear.family=gla", concat("optimizer.zero=", zero)};
+    expect_parity_on(joined(small, {"model.tie_word_embeddings=true"}),
+                     {{2, 1, 2}, {1, 2, 4}, {1, 1, 2, 2}});
+    expect_parity_on(small, {{2, 1, 4}, {2, 2, 2}});
+  }
+}
+
+/// The inputs of a branch, which arrive beside its backward, are awaited.
+TEST(TensorParity, OfTransfersThatArriveLate) {
+  set_late_delivery(true);
+  const Sets small = {"model.num_hidden_layers=4", "data.seq_length=53"};
+  expect_parity_on(joined(small, {"model.layer_pattern=LG*W", "model.window=7",
+                                  "model.linear.family=lightning"}),
+                   {{1, 1, 4}, {1, 2, 2}});
+  expect_parity_on(
+      joined(small, {"model.layer_pattern=P", "model.projected_keys=12", "model.causal=false",
+                     "data.documents=false", "data.objective=masked"}),
+      {{1, 2, 2}});
+  expect_parity_on(joined(small, {"model.layer_pattern=L", "model.linear.family=basic",
+                                  "pipeline.schedule=zb_h1"}),
+                   {{1, 1, 2, 2}});
+  set_late_delivery(false);
+}
+
 TEST(TensorParity, Recomputing) {
   for (const char* policy : {"layer", "attention_output"}) {
     expect_parity_on({"model.layer_pattern=W*", "model.window=7", "model.num_hidden_layers=4",

@@ -24,8 +24,11 @@ class TokenRows {
   /// own ones.
   Tensor room(const char* name, DType dtype, int64_t width) const;
 
-  /// All rows [R, C], in `room`, from the own ones [r, C]; the own tensor in a group of one.
+  /// All rows [R, C], in `room`, from the own ones [r, C]; the own tensor in a group of one. Goes
+  /// over the lane of the pass, as the sums do.
   Tensor gather(const Tensor& own, const Tensor& room, Tag::Pass pass) const;
+  /// The same over another lane, beside what is computed until it is awaited.
+  Arriving begin_gather(const Tensor& own, const Tensor& room, Tag::Pass pass, Lane lane) const;
 
   /// The own rows [r, C] of the sum over the ranks of `partial` [R, C]: a view of it. The rest of
   /// `partial` is undefined afterwards.
@@ -34,6 +37,7 @@ class TokenRows {
   void sum_into(const Tensor& own, const Tensor& partial, Tag::Pass pass) const;
 
  private:
+  Communicator& group(Lane lane) const { return ctx_.mesh.along(Axis::tensor, lane); }
   Tensor own_rows(const Tensor& all) const;
   /// [R, C] as one dim, and the cuts of that.
   static Tensor flat(const Tensor& all) { return all.reshape({all.numel()}); }
@@ -41,8 +45,7 @@ class TokenRows {
   Tag tag(Tag::Pass pass) const;
 
   StepContext& ctx_;
-  Communicator& group_;
-  int rank_;
+  int rank_, ranks_;
   Cuts cuts_;
   int layer_, micro_batch_;
 };
