@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs the whole suite, then a short form of it under the
 # sanitizers: tools/test.sh [--full] [--preset NAME] [ctest arguments...]
-# --full also runs the long grids, and the sanitizers over everything. With a preset or ctest arguments
-# only those tests run. The last line is "N passed, N failed[, N skipped]".
+# --full also runs the long grids, and the sanitizers over everything. Where there is an nvcc the CUDA
+# code is built too, and its tests run, which skip without a GPU. With a preset or ctest arguments only
+# those tests run. The last line is "N passed, N failed[, N skipped]".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,5 +34,13 @@ if $all; then
     echo "under the $kind sanitizer: $(echo $more) in $((SECONDS - start)) s, build included"
     results+=$'\n'$more
   done
+fi
+if $all && command -v nvcc >/dev/null; then
+  start=$SECONDS
+  tools/build.sh cuda weft cuda_kernel_tests cuda_parallel_tests cuda_model_tests collectives_mpi
+  built=$((SECONDS - start))
+  more=$(tools/run_ctest.sh build/cuda/tests/cuda build/cuda/tests.log)
+  echo "on GPUs: $more (passed, failed, skipped), built in $built s; build/cuda/tests.log"
+  results+=$'\n'$more
 fi
 echo "$results" | tools/closing_line.sh
