@@ -110,11 +110,11 @@ int parity(const ParityOptions& options) {
   });
   if (mpi) {
     const std::unique_ptr<World> on_gpu = make_gpu_world(choice, *host);
-    run = record_run(config, on_gpu ? *on_gpu : *host, *source, steps);
+    run = record_run(config, on_gpu ? *on_gpu : *host, *source, steps, {.check_bytes = true});
     if (host->rank() != 0) return static_cast<int>(ExitCode::done);
   } else {
     start_threads(choice, [&](World& world) {
-      Recording mine = record_run(config, world, *source, steps);
+      Recording mine = record_run(config, world, *source, steps, {.check_bytes = true});
       if (world.rank() == 0) run = std::move(mine);
     });
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "launch/byte_check.hpp"
 #include "launch/samples.hpp"
 #include "src/core/random.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -119,8 +120,8 @@ class RecordedRank {
                const RecordingHooks& hooks)
       : config_(config),
         hooks_(hooks),
-        plan_(plan_step(config, world.rank()).memory),
-        trainer_(config, world, plan_, hooks.stand_ins),
+        plan_(plan_step(config, world.rank())),
+        trainer_(config, world, plan_.memory, hooks.stand_ins),
         all_(world.everyone("recording")),
         samples_(Cuts::even(config.train.global_batch_size, trainer_.mesh().size(Axis::data))),
         loader_(make_batch_loader(config, source, coordinate_of(config.mesh, world.rank()))),
@@ -148,7 +149,12 @@ class RecordedRank {
     if (step == 0) recording_.parameters.push_back(whole(owned_values(trainer_)));
     const StepReport report = trainer_.step(step, batches, loader_.global_labels(step));
     const bool planned = !hooks_.stand_ins.attention && !hooks_.stand_ins.scan;
-    if (planned) plan_.check(step, trainer_.peaks());  // a stand-in plans for itself
+    if (planned) plan_.memory.check(step, trainer_.peaks());  // a stand-in plans for itself
+    if (hooks_.check_bytes) {
+      check_sent_bytes(step, plan_.bytes, trainer_.predicted().entries(),
+                       trainer_.counted().entries());
+      trainer_.clear_ledgers();
+    }
     recording_.losses.push_back(report.loss);
     recording_.parameters.push_back(whole(owned_values(trainer_)));
     check_holders(step);
@@ -230,7 +236,7 @@ class RecordedRank {
 
   const Config config_;
   const RecordingHooks& hooks_;
-  MemoryPlan plan_;
+  StepPlan plan_;
   Trainer trainer_;
   std::unique_ptr<Backend> all_;
   Cuts samples_;

@@ -31,10 +31,11 @@ struct Recording {
 /// What a recorded run may be given in place of the real thing. Tests show with it that a
 /// comparison finds a mistake.
 struct RecordingHooks {
-  std::function<void(std::vector<Batch>&)> batches;
+  std::function<void(std::vector<Batch>&)> batches = {};
   /// Sees tensors first, and may write to them.
-  std::function<void(Trainer&, const Observation&)> probe;
-  std::function<void(Trainer&)> gradients;  // called when they are summed over the ranks
+  std::function<void(Trainer&, const Observation&)> probe = {};
+  std::function<void(Trainer&)> gradients = {};  // called when they are summed over the ranks
+  bool check_bytes = false;  // hold what a step sends to the plan, key by key, as strict runs do
   StandIns stand_ins = {};
 };
 

@@ -60,7 +60,7 @@ ProcessMesh::ProcessMesh(World& world, const MeshShape& shape, Ledgers ledgers, 
       here_(coordinate_of(shape, world.rank())) {
   WEFT_REQUIRE(shape.ranks() == world.size(), ExitCode::config, "mesh: ", shape.text(), " is ",
                shape.ranks(), " ranks, the job has ", world.size());
-  for (const Axis axis : kAllAxes) {
+  for (const Axis axis : {Axis::sequence, Axis::tensor}) {
     const auto differs_on_it_alone = [&](const Coordinate& there) {
       return std::all_of(kAllAxes.begin(), kAllAxes.end(),
                          [&](Axis a) { return a == axis || there[static_cast<int>(a)] == at(a); });

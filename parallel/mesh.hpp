@@ -56,7 +56,9 @@ class ProcessMesh {
   int size(Axis axis) const { return shape_.along(axis); }
   int at(Axis axis) const { return here_[static_cast<int>(axis)]; }
 
-  /// The ranks that differ from this one on `axis` alone, in the order of that axis.
+  /// The ranks that differ from this one on `axis` alone, in the order of that axis: the sequence or
+  /// the tensor axis. Stages of a pipeline have channels (parallel/pipeline/channels.hpp), and the
+  /// data axis is part of the holders.
   Communicator& along(Axis axis, Lane lane = Lane::forward);
   /// The ranks that hold the same elements of a parameter, in rank order. Gradients are summed over
   /// it once, and the optimizer is sharded over it. Made by make_holders.

@@ -50,7 +50,9 @@ void check(const BandMask& band, int64_t queries, int64_t first_key, int64_t key
   for (const AttentionPiece& piece : pieces) {
     ASSERT_TRUE(0 <= piece.q_begin && piece.q_begin < piece.q_end && piece.q_end <= queries);
     ASSERT_TRUE(0 <= piece.k_begin && piece.k_begin < piece.k_end && piece.k_end <= keys);
-    if (piece.mask != Mask::full) EXPECT_LE(piece.queries(), piece.keys());
+    if (piece.mask != Mask::full) {
+      EXPECT_LE(piece.queries(), piece.keys());
+    }
     std::set<int64_t> keys_seen;
     for (int64_t i = 0; i < piece.queries(); ++i) {
       bool any = false;

@@ -120,24 +120,35 @@ TEST(Mesh, CoordinatesAndRanksInvertEachOther) {
 
 TEST(Mesh, GroupsHoldWhoDiffersOnTheAxisAlone) {
   std::atomic<int> checked = 0;
-  run_ranks(6, [&](World& world) {
-    MeshShape shape;
-    shape.along(Axis::data) = 2;
-    shape.along(Axis::sequence) = 3;
-    TestRank rank(world, shape);
+  run_ranks(12, [&](World& world) {
+    TestRank rank(world, {.size = {2, 1, 3, 2}});
     ProcessMesh& mesh = rank.context.mesh;
     EXPECT_EQ(mesh.along(Axis::sequence).size(), 3);
-    EXPECT_EQ(mesh.along(Axis::sequence).rank(), world.rank() % 3);
-    EXPECT_EQ(mesh.along(Axis::data).size(), 2);
-    EXPECT_EQ(mesh.along(Axis::data).rank(), world.rank() / 3);
-    EXPECT_EQ(mesh.along(Axis::tensor).size(), 1);
-    mesh.make_holders(world, {Holders{}});
-    EXPECT_EQ(mesh.holders({}).size(), 6);
-    EXPECT_EQ(mesh.holders({}).rank(), world.rank());
-    EXPECT_EQ(mesh.everyone().size(), 6);
+    EXPECT_EQ(mesh.along(Axis::sequence).rank(), world.rank() / 2 % 3);
+    EXPECT_EQ(mesh.along(Axis::tensor).size(), 2);
+    EXPECT_EQ(mesh.along(Axis::tensor).rank(), world.rank() % 2);
+    EXPECT_EQ(mesh.everyone().size(), 12);
     ++checked;
   });
-  EXPECT_EQ(checked, 6);
+  EXPECT_EQ(checked, 12);
+}
+
+TEST(Mesh, HoldersAreDataAndSequenceAndWhatAParameterSays) {
+  std::atomic<int> checked = 0;
+  run_ranks(16, [&](World& world) {
+    TestRank rank(world, {.size = {1, 2, 2, 4}});
+    ProcessMesh& mesh = rank.context.mesh;
+    const Holders pieces{}, pairs{.tensor = 2}, whole{.tensor = 4}, table{.both_ends = true};
+    mesh.make_holders(world, {pieces, pairs, whole, table});
+    EXPECT_EQ(mesh.holders(pieces).size(), 2);  // sequence
+    EXPECT_EQ(mesh.holders(pieces).rank(), world.rank() / 4 % 2);
+    EXPECT_EQ(mesh.holders(pairs).size(), 4);
+    EXPECT_EQ(mesh.holders(whole).size(), 8);
+    EXPECT_EQ(mesh.holders(whole).rank(), world.rank() % 8);
+    EXPECT_EQ(mesh.holders(table).size(), 4);  // of both stages
+    ++checked;
+  });
+  EXPECT_EQ(checked, 16);
 }
 
 TEST(Mesh, AProductThatIsNotTheJobIsRefused) {
