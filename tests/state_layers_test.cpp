@@ -9,6 +9,7 @@
 #include "models/state_family.hpp"
 #include "src/kernels/pointwise.hpp"
 #include "tests/leak_testing.hpp"
+#include "tests/recompute_testing.hpp"
 
 namespace weft {
 namespace {
@@ -95,18 +96,7 @@ TEST_P(StateParity, RecomputedBitsAreThoseOfWhatWasDropped) {
           on_mesh(parity_config(joined(GetParam().second, {"train.steps=1", "data.seq_length=141",
                                                            concat("train.precision=", precision)})),
                   1, ranks);
-      const Recording kept = record(config);
-      for (const Recompute policy : {Recompute::attention_output, Recompute::layer}) {
-        Config again = config;
-        again.train.recompute = policy;
-        const Recording run = record(again);
-        EXPECT_EQ(run.losses[0], kept.losses[0]);
-        for (size_t i = 0; i < kept.gradients[0].size(); ++i) {
-          const auto& [name, gradient] = kept.gradients[0][i];
-          EXPECT_GT(rms(gradient), 0) << name;
-          EXPECT_TRUE(same_bits(run.gradients[0][i].values, gradient)) << name;
-        }
-      }
+      expect_same_bits(config, concat(precision, ", ", ranks, " ranks"));
     }
   }
   set_poison(before);

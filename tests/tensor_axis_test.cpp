@@ -11,6 +11,7 @@
 #include "src/kernels/pointwise.hpp"
 #include "tests/flawed_worlds.hpp"
 #include "tests/leak_testing.hpp"
+#include "tests/recompute_testing.hpp"
 
 namespace weft {
 namespace {
@@ -27,12 +28,9 @@ Config on(Config config, const Mesh& mesh) {
 }
 
 void expect_parity_on(const Sets& sets, const std::vector<Mesh>& meshes) {
-  const Config config = parity_config(sets);
-  const Recording reference = record(on_one_rank(config));
-  for (const Mesh& mesh : meshes) {
-    const Config here = on(config, mesh);
-    expect_ok(parity(here, reference), here);
-  }
+  std::vector<MeshShape> shapes;
+  for (const Mesh& mesh : meshes) shapes.push_back(on({}, mesh).mesh);
+  expect_mesh_parity(sets, shapes);
 }
 
 // ---- Parity
@@ -217,18 +215,7 @@ TEST(TensorRecompute, GivesTheBitsOfWhatWasDropped) {
                            Sets{"model.layer_pattern=LG", "model.linear.family=lightning"}}) {
     const Config config =
         on(parity_config(joined(sets, {"train.steps=1", "model.num_hidden_layers=2"})), {1, 2, 4});
-    const Recording kept = record(config);
-    for (const Recompute policy : {Recompute::attention_output, Recompute::layer}) {
-      Config again = config;
-      again.train.recompute = policy;
-      const Recording run = record(again);
-      EXPECT_EQ(run.losses[0], kept.losses[0]);
-      for (size_t i = 0; i < kept.gradients[0].size(); ++i) {
-        const auto& [name, gradient] = kept.gradients[0][i];
-        EXPECT_GT(rms(gradient), 0) << name;
-        EXPECT_TRUE(same_bits(run.gradients[0][i].values, gradient)) << name;
-      }
-    }
+    expect_same_bits(config, config.model.layer_pattern);
   }
   set_poison(before);
 }
