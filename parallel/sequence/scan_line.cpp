@@ -46,20 +46,24 @@ ScanLine::ScanLine(const ScanElement& element, const Tensor& entering, ScanDirec
   stream_.wait(ctx.compute.record());
 }
 
+Tensor ScanLine::allocate(const char* name, std::initializer_list<int64_t> shape) const {
+  return ctx_.scratch.allocate(name, own_.state.dtype, shape, &stream_);
+}
+
 Tensor ScanLine::allocate_state(const char* name) const {
   const Tensor& t = own_.state;
-  return ctx_.scratch.allocate(name, t.dtype, {t.dim(0), t.dim(1), t.dim(2)});
+  return allocate(name, {t.dim(0), t.dim(1), t.dim(2)});
 }
 
 Tensor ScanLine::allocate_transition(const char* name) const {
   const Tensor& t = own_.transition;
   switch (t.ndim) {
     case 1:
-      return ctx_.scratch.allocate(name, t.dtype, {t.dim(0)});
+      return allocate(name, {t.dim(0)});
     case 2:
-      return ctx_.scratch.allocate(name, t.dtype, {t.dim(0), t.dim(1)});
+      return allocate(name, {t.dim(0), t.dim(1)});
     case 3:
-      return ctx_.scratch.allocate(name, t.dtype, {t.dim(0), t.dim(1), t.dim(2)});
+      return allocate(name, {t.dim(0), t.dim(1), t.dim(2)});
     default:
       return {};
   }

@@ -33,8 +33,10 @@ class ScanLine {
   const StateMap& own() const { return own_; }          // of this rank's shard
   const Tensor& entering() const { return entering_; }  // [R, K, V], to be written
 
-  /// Like those of own(), in the scratch, until finish(). What a transfer receives into, nothing
+  /// In the scratch, until finish(), of the type of own(). What a transfer receives into, nothing
   /// before it uses (Communicator::beside).
+  Tensor allocate(const char* name, std::initializer_list<int64_t> shape) const;
+  /// Like those of own().
   Tensor allocate_state(const char* name) const;
   Tensor allocate_transition(const char* name) const;
 

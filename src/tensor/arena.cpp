@@ -66,14 +66,15 @@ Arena::Arena(std::string name, Device device, int64_t capacity, Stream* stream)
   slab_.reset(static_cast<std::byte*>(slab));
 }
 
-Tensor Arena::allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape) {
+Tensor Arena::allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape,
+                       Stream* user) {
   Tensor t = Tensor::view(nullptr, dtype, device_, {shape.begin(), shape.size()});
   const int64_t bytes = (t.nbytes() + kAlignment - 1) / kAlignment * kAlignment;
   if (device_ != Device::meta) {
     WEFT_REQUIRE(used_ + bytes <= capacity_, ExitCode::memory, "arena '", name_, "': '", name,
                  "' asks for ", bytes, " bytes, ", used_, " of ", capacity_, " are in use");
     t.data = slab_.get() + used_;
-    if (poison()) poison_fill(t, stream_);
+    if (poison()) poison_fill(t, user != nullptr ? user : stream_);
   }
   used_ += bytes;
   items_.push_back({name, bytes});

@@ -32,7 +32,10 @@ class Arena {
   Arena(std::string name, Device device, int64_t capacity, Stream* stream = nullptr);
 
   /// A contiguous tensor, valid until a rewind below it. Throws Error(memory) past the capacity.
-  Tensor allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape);
+  /// `user`: the stream that writes it first, where that is not the arena's; it has waited for
+  /// whatever used the memory before, and poison goes there, or it could come after the writing.
+  Tensor allocate(const char* name, DType dtype, std::initializer_list<int64_t> shape,
+                  Stream* user = nullptr);
   /// The same, every element 0: on CUDA in the order of the arena's stream.
   Tensor allocate_zeros(const char* name, DType dtype, std::initializer_list<int64_t> shape);
 

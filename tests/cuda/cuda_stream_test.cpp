@@ -1,8 +1,10 @@
 // Streams, events and memory of a GPU.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <numeric>
+#include <thread>
 
 #include "src/kernels/pointwise.hpp"
 #include "src/tensor/arena.hpp"
@@ -102,6 +104,23 @@ TEST_F(CudaStreams, ArenaHandsOutPoisonInTheOrderOfItsStream) {
     EXPECT_TRUE(std::isnan(device_values(again)[0]));
     EXPECT_THROW(arena.allocate("large", DType::f32, {2000}), Error);
   }
+  set_poison(before);
+}
+
+/// However far the arena's own stream is behind.
+TEST_F(CudaStreams, PoisonKeepsTheOrderOfTheStreamThatUsesTheMemory) {
+  const bool before = poison();
+  set_poison(true);
+  Stream& compute = cuda_test_stream();
+  const auto beside = compute.make_beside("beside");
+  Arena arena("test", Device::cuda, 4096, &compute);
+  beside->wait(compute.record());
+  compute.enqueue([] { std::this_thread::sleep_for(std::chrono::milliseconds(50)); });
+  const Tensor mine = arena.allocate("mine", DType::f32, {10}, beside.get());
+  fill({mine, 1.0}, *beside);
+  beside->record().wait();
+  compute.record().wait();
+  EXPECT_EQ(device_values(mine), Values(10, 1.0));
   set_poison(before);
 }
 
