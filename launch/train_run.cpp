@@ -117,11 +117,14 @@ ExitCode TrainRun::run(World& world) {
   const auto all = world.everyone("set-up");
   step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
   matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision, world));
-  // What the context and the libraries take is measured, what Weft takes is planned.
+  // What the context, the libraries and NCCL's groups take is measured, what Weft takes is planned.
   const bool on_gpu = world.device() == Device::cuda;
   const int64_t before = on_gpu ? cuda::bytes_in_use() : 0;
   Trainer trainer(config_, world, plan_.memory);  // now, so that the GPU had room to measure in
-  if (on_gpu) predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes;
+  if (on_gpu) {
+    group_bytes_ = world.group_bytes();
+    predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes + group_bytes_;
+  }
   if (!config_.from_hf.empty())
     load_hf_weights(config_.from_hf, config_.model, trainer.held(), trainer.compute());
   const BatchLoader loader =
@@ -184,10 +187,11 @@ std::string TrainRun::card_memory_text() const {
   const double off = static_cast<double>(used - predicted_card_bytes_) / static_cast<double>(used);
   return fmt::format(
       "weft: memory of rank 0's GPU: {} MiB in use, {} predicted ({:+.2f} %): arenas {}, kernels' "
-      "workspace {}, context and libraries {} as measured before",
+      "workspace {}, context and libraries {}, groups of ranks {} as measured before",
       mib(used), mib(predicted_card_bytes_), 100 * off, mib(plan_.memory.peak()),
       mib(cuda::kWorkspaceBytes),
-      mib(predicted_card_bytes_ - plan_.memory.peak() - cuda::kWorkspaceBytes));
+      mib(predicted_card_bytes_ - plan_.memory.peak() - cuda::kWorkspaceBytes - group_bytes_),
+      mib(group_bytes_));
 }
 
 void TrainRun::describe() const {

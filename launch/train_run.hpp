@@ -37,6 +37,7 @@ class TrainRun {
   std::string folder_;  // empty on ranks that write nothing
   std::unique_ptr<MetricsWriter> metrics_;
   int64_t predicted_card_bytes_ = 0;  // on a GPU
+  int64_t group_bytes_ = 0;           // of it, what NCCL's groups took before the first step
   double step_flops_ = 0;             // of all ranks, without what is computed again
   double matmul_rate_ = 0;            // FLOP/s of all ranks together
 };

@@ -127,6 +127,9 @@ class World {
                                               const std::string& label) {
     return group(members, label);
   }
+  /// Bytes of the rank's GPU that the groups made so far have taken, as the card counts them; 0
+  /// where they take none.
+  virtual int64_t group_bytes() const { return 0; }
   /// The group of all ranks, for set-up traffic between hosts that no ledger books.
   std::unique_ptr<Backend> everyone(const std::string& label);
   /// A stream of device() for the computation of this rank.

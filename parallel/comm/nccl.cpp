@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "src/core/cuda/cuda_stream.hpp"
+#include "src/core/cuda/memory.hpp"
 #include "src/core/cuda/stream.hpp"
 
 namespace weft {
@@ -380,17 +381,20 @@ class NcclWorld final : public World {
   Device device() const override { return Device::cuda; }
   int gpu() const override { return gpu_; }
   bool ended() const override { return setup_.ended(); }
+  int64_t group_bytes() const override { return group_bytes_; }
 
   std::unique_ptr<Backend> group(const std::vector<int>& members,
                                  const std::string& label) override {
     std::unique_ptr<Backend> setup = setup_.group(members, label);
     if (setup->size() == 1) return setup;  // nothing travels
+    const int64_t before = cuda::bytes_in_use();
     ncclUniqueId id{};
     if (setup->rank() == 0) WEFT_CALL(ncclGetUniqueId(&id));
     const int64_t dims[] = {sizeof(id)};
     setup->broadcast(Tensor::view(&id, DType::u8, Device::cpu, dims), 0);
     auto backend = std::make_unique<NcclBackend>(std::move(setup), id, gpu_, label, watch_);
     backend->connect();
+    group_bytes_ += cuda::bytes_in_use() - before;
     return backend;
   }
 
@@ -403,6 +407,7 @@ class NcclWorld final : public World {
   World& setup_;
   int gpu_;
   std::shared_ptr<Watch> watch_;
+  int64_t group_bytes_ = 0;  // buffers and paths of the communicators
 };
 
 }  // namespace
