@@ -48,6 +48,7 @@ target_compile_options(weft_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr -l
 target_sources(weft_src PRIVATE
   $<TARGET_OBJECTS:weft_cuda_kernels>
   src/core/cuda/memory.cpp
+  src/core/cuda/range.cpp
   src/core/cuda/stream.cpp
   src/core/cuda/timer.cpp
   src/kernels/cuda/attention_ways.cpp

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "src/core/cuda/range.hpp"
 #include "src/kernels/pointwise.hpp"
 
 namespace weft {
@@ -21,6 +22,7 @@ DecoderLayer::Crossing::Crossing(int layer, const Tensor& x, const Frame& frame,
       sums(rows.room("branch sums", x.dtype, x.dim(1))) {}
 
 Tensor DecoderLayer::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
+  const cuda::NamedRange range(concat("layers.", layer_, " forward"));
   const Scope scope(ctx.scratch);
   const Crossing crossing(layer_, x, frame, ctx);
   frame.open_layer(ctx.scratch);
@@ -42,6 +44,7 @@ Tensor DecoderLayer::compute(const Tensor& x, const Crossing& crossing, Frame& f
 }
 
 void DecoderLayer::backward(const Tensor& d, Frame& frame, StepContext& ctx) {
+  const cuda::NamedRange range(concat("layers.", layer_, " backward"));
   const Scope scope(ctx.scratch);
   const Crossing crossing(layer_, d, frame, ctx);
   const RowPlace own{.row = crossing.rows.begin()};

@@ -2,6 +2,7 @@
 
 #include "models/linear.hpp"
 #include "parallel/tensor/token_rows.hpp"
+#include "src/core/cuda/range.hpp"
 #include "src/kernels/pointwise.hpp"
 
 namespace weft {
@@ -19,6 +20,7 @@ Embedding::Embedding(const ModelConfig& config, const TensorPlace& place)
       tokens_(place.piece(config.vocab_size)) {}
 
 Tensor Embedding::forward(Frame& frame, StepContext& ctx) const {
+  const cuda::NamedRange range("embedding forward");
   const TokenRows rows(frame, /*layer=*/-1, ctx);
   const Tensor y = frame.push("stream", ctx.dtype, {rows.size(), table.shape[1]});
   const Scope scope(ctx.scratch);
@@ -36,6 +38,7 @@ Tensor Embedding::forward(Frame& frame, StepContext& ctx) const {
 }
 
 void Embedding::backward(const Tensor& d, Frame& frame, StepContext& ctx) const {
+  const cuda::NamedRange range("embedding backward");
   const TokenRows rows(frame, /*layer=*/-1, ctx);
   ctx.observe(frame, "dembedding", d, {.row = rows.begin()});
   const Scope scope(ctx.scratch);

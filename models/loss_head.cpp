@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "parallel/tensor/token_rows.hpp"
+#include "src/core/cuda/range.hpp"
 #include "src/kernels/loss.hpp"
 #include "src/kernels/pointwise.hpp"
 
@@ -24,6 +25,7 @@ LossHead::LossHead(const ModelConfig& config, int64_t slice, Parameter* tied,
 }
 
 void LossHead::forward(const Tensor& x, Frame& frame, StepContext& ctx) {
+  const cuda::NamedRange range("head forward");
   const TokenRows rows(frame, /*layer=*/-1, ctx);
   const int64_t width = x.dim(1);
   const Tensor labels = frame.peek("labels").reshape({rows.all()});
@@ -98,6 +100,7 @@ void LossHead::slice_forward(int64_t row, const Tensor& normed, const Tensor& dn
 }
 
 void LossHead::backward(const Tensor& d, const Tensor& x, Frame& frame, StepContext& ctx) {
+  const cuda::NamedRange range("head backward");
   fill({.y = d, .value = 0}, ctx.compute);
   ctx.begin_backward(norm_.weight.unit);
   norm_.backward(d, frame.peek("dnormed"), x, frame, ctx);

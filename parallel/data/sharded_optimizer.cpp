@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "src/core/cuda/range.hpp"
 #include "src/kernels/optimizer.hpp"
 #include "src/kernels/pointwise.hpp"
 
@@ -78,6 +79,7 @@ void ShardedOptimizer::prepare_matrices(const Tensor& squared_norm, StepContext&
 
 void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& squared_norm,
                               StepContext& ctx) {
+  const cuda::NamedRange range("optimizer");
   if (muon_) prepare_matrices(squared_norm, ctx);
   int64_t second_moments = 0;
   for (const ParameterShard& shard : traffic_.shards()) {

@@ -1,6 +1,7 @@
-// Stands in for stream.cpp, memory.cpp and timer.cpp in a build without CUDA.
+// Stands in for stream.cpp, memory.cpp, range.cpp and timer.cpp in a build without CUDA.
 #include "src/core/check.hpp"
 #include "src/core/cuda/memory.hpp"
+#include "src/core/cuda/range.hpp"
 #include "src/core/cuda/stream.hpp"
 #include "src/core/cuda/timer.hpp"
 
@@ -48,6 +49,8 @@ void copy_device_bytes(void*, const void*, int64_t, Stream&) {
 void set_bytes(std::byte*, uint8_t, int64_t, Stream*) {
   refuse();
 }
+NamedRange::NamedRange(const std::string&) {}
+NamedRange::~NamedRange() = default;
 double seconds_of(Stream&, const std::function<void()>&) {
   refuse();
 }
