@@ -145,21 +145,20 @@ KernelsBench::KernelsBench(const Options& options, const std::vector<const Kerne
       stream_(options.device == Device::cuda ? cuda::make_stream(0) : make_inline_stream()),
       host_(make_inline_stream()) {
   cpu::set_blas_threads(1);
-  const auto [copied, product] = rate_sizes(options.device);
-  int64_t most = std::max(2 * copied, 3 * product * product * size_of(options.dtype)) + 256;
-  int64_t most_of_reference = 0;
+  int64_t most = bytes_of_rates(), most_of_reference = 0;
   bool has_products = false;
   for (const KernelCase* one : cases) {
-    const KernelPlan large = plan_kernel(*one, timed());
     const KernelPlan small = plan_kernel(*one, compared());
-    most = std::max({most, large.bytes, small.bytes});
+    most = std::max(most, small.bytes);
+    if (times()) most = std::max(most, plan_kernel(*one, timed()).bytes);
     most_of_reference =
         std::max(most_of_reference, plan_kernel(*one, reference_setting(options.dtype)).bytes);
-    has_products = has_products || !large.call.products.empty();
+    has_products = has_products || !small.call.products.empty();
   }
-  most += swept_bytes(options.device) + 64;
+  if (times()) most += swept_bytes(options.device) + 64;
   arena_ = std::make_unique<Arena>("kernels", options.device, most, stream_.get());
   reference_ = std::make_unique<Arena>("reference", Device::cpu, most_of_reference);
+  if (!times()) return;
   make_sweep();
   measure_copies();
   if (has_products) measure_products();
@@ -169,6 +168,12 @@ KernelsBench::~KernelsBench() = default;
 
 Workbench::Setting KernelsBench::timed() const {
   return {options_.device, options_.dtype, options_.dtype, timed_sizes(options_.device)};
+}
+
+int64_t KernelsBench::bytes_of_rates() const {
+  if (!times()) return 0;
+  const auto [copied, product] = rate_sizes(options_.device);
+  return std::max(2 * copied, 3 * product * product * size_of(options_.dtype)) + 256;
 }
 
 void KernelsBench::make_sweep() {
@@ -233,22 +238,25 @@ std::string KernelsBench::product_text() const {
 KernelResult KernelsBench::measure(const KernelCase& one) {
   KernelResult result;
   result.of = &one;
-  const KernelPlan planned = plan_kernel(one, timed());
+  const KernelPlan planned = plan_kernel(one, times() ? timed() : compared());
   result.shape = planned.shape;
   result.cost = planned.call.cost;
+  if (times()) measure_time(one, planned, result);
+  compare(one, result);
+  return result;
+}
+
+void KernelsBench::measure_time(const KernelCase& one, const KernelPlan& planned,
+                                KernelResult& result) {
   // Kernels of loops are held to their bytes: their FLOPs have no rate in common.
   const double flops_s =
       planned.call.products.empty() ? 0 : result.cost.flops / product_flops_per_s_;
   const double bytes_s = result.cost.bytes / copy_bytes_per_s_;
   result.flops_bind = flops_s > bytes_s;
   result.floor_s = std::max(flops_s, bytes_s);
-  {
-    Prepared prepared(one, timed(), *arena_, *stream_);
-    result.seconds = median(seconds_of(
-        options_.repeats, [&] { prepared.restore(); }, [&] { prepared.call(); }));
-  }
-  compare(one, result);
-  return result;
+  Prepared prepared(one, timed(), *arena_, *stream_);
+  result.seconds = median(seconds_of(
+      options_.repeats, [&] { prepared.restore(); }, [&] { prepared.call(); }));
 }
 
 void KernelsBench::compare(const KernelCase& one, KernelResult& result) {

@@ -15,7 +15,7 @@ struct KernelResult {
   const KernelCase* of = nullptr;
   std::string shape;
   Cost cost;
-  double seconds = 0;       // median
+  double seconds = 0;       // median; 0 where nothing was timed
   double floor_s = 0;       // what the call takes at least, at the rates of this run
   bool flops_bind = false;  // what the floor is of: FLOPs, or else bytes
   // Of the output that is nearest to its bound, or furthest beyond it:
@@ -23,7 +23,7 @@ struct KernelResult {
   double bound = 0;
   std::string output;
 
-  double share() const { return floor_s / seconds; }
+  double share() const { return seconds > 0 ? floor_s / seconds : 0; }
   bool ok() const { return error <= bound; }
 };
 
@@ -43,15 +43,17 @@ class KernelsBench {
   struct Options {
     Device device = Device::cpu;
     DType dtype = DType::f32;  // f32 or f64 on the CPU, f32 or bf16 on a GPU
-    int repeats = 5;           // that medians are over, after some to warm up
+    int repeats = 5;           // that medians are over, after some to warm up; 0: errors alone
   };
 
-  /// Takes memory for the largest of `cases`, and measures the rates that floors are made of.
+  /// Takes memory for the largest of `cases`, and measures the rates that floors are made of,
+  /// unless nothing is timed.
   KernelsBench(const Options& options, const std::vector<const KernelCase*>& cases);
   ~KernelsBench();
 
+  /// 0 where nothing is timed.
   double copy_bytes_per_s() const { return copy_bytes_per_s_; }
-  /// Of large products of the type; 0 where no case has products.
+  /// Of large products of the type; 0 where no case has products, or nothing is timed.
   double product_flops_per_s() const { return product_flops_per_s_; }
   std::string product_text() const;  // "bf16 product 8192^3"
 
@@ -61,6 +63,10 @@ class KernelsBench {
  private:
   Workbench::Setting timed() const;
   Workbench::Setting compared() const;
+  bool times() const { return options_.repeats > 0; }
+  /// What timing takes beside a case's tensors, in bytes.
+  int64_t bytes_of_rates() const;
+  void measure_time(const KernelCase& one, const KernelPlan& planned, KernelResult& result);
   void make_sweep();
   std::vector<double> seconds_of(int repeats, const std::function<void()>& before,
                                  const std::function<void()>& work);

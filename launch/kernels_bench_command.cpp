@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,7 +25,7 @@ struct KernelsBenchOptions {
   std::string device = "cpu";
   std::string dtype;                        // empty: f32 on the CPU, bf16 on a GPU
   std::vector<std::string> kernels{"all"};  // names of kernels
-  int repeats = 0;                          // 0: 5 on the CPU, 20 on a GPU
+  std::optional<int> repeats;               // absent: 5 on the CPU, 20 on a GPU
   std::string json;
 };
 
@@ -62,11 +63,16 @@ void print_head() {
 }
 
 void print(const KernelResult& r) {
-  fmt::print(kRow, r.of->kernel, r.of->form, r.shape, fmt::format("{:.4g}", r.seconds * 1e3),
-             fmt::format("{:.4g}", r.floor_s * 1e3), r.flops_bind ? "FLOPs" : "bytes",
-             fmt::format("{:.1f}%", 100 * r.share()),
-             fmt::format("{:.1f}", r.cost.flops / r.seconds * 1e-9), fmt::format("{:.1e}", r.error),
-             fmt::format("{:.0e}", r.bound), r.output);
+  const std::string error = fmt::format("{:.1e}", r.error), bound = fmt::format("{:.0e}", r.bound);
+  if (r.seconds == 0) {
+    fmt::print(kRow, r.of->kernel, r.of->form, r.shape, "-", "-", "", "-", "-", error, bound,
+               r.output);
+  } else {
+    fmt::print(kRow, r.of->kernel, r.of->form, r.shape, fmt::format("{:.4g}", r.seconds * 1e3),
+               fmt::format("{:.4g}", r.floor_s * 1e3), r.flops_bind ? "FLOPs" : "bytes",
+               fmt::format("{:.1f}%", 100 * r.share()),
+               fmt::format("{:.1f}", r.cost.flops / r.seconds * 1e-9), error, bound, r.output);
+  }
   std::fflush(stdout);  // a row as soon as it is measured
 }
 
@@ -93,11 +99,14 @@ int bench(const KernelsBenchOptions& options) {
   const std::vector<const KernelCase*> cases = chosen_cases(options.kernels);
   WEFT_REQUIRE(!cuda || cuda::device_count() > 0, ExitCode::usage,
                "--device cuda: no GPU can be used here");
-  const int repeats = options.repeats > 0 ? options.repeats : cuda ? 20 : 5;
+  const int repeats = options.repeats.value_or(cuda ? 20 : 5);
   KernelsBench kernels({.device = device, .dtype = dtype, .repeats = repeats}, cases);
-  fmt::print("{} on {}, medians of {}; copy {:.1f} GB/s", name(dtype),
-             cuda ? "one GPU" : "one thread of the CPU", repeats,
-             kernels.copy_bytes_per_s() * 1e-9);
+  fmt::print("{} on {}, ", name(dtype), cuda ? "one GPU" : "one thread of the CPU");
+  if (repeats == 0) {
+    fmt::print("errors alone");
+  } else {
+    fmt::print("medians of {}; copy {:.1f} GB/s", repeats, kernels.copy_bytes_per_s() * 1e-9);
+  }
   if (kernels.product_flops_per_s() > 0) {
     fmt::print(", {} {:.1f} GFLOP/s", kernels.product_text(), kernels.product_flops_per_s() * 1e-9);
   }
@@ -141,9 +150,11 @@ void add_kernels_bench(CLI::App& bench_command, std::function<int()>& action) {
       ->capture_default_str()
       ->type_name("NAME,...");
   command
-      ->add_option("--repeats", options->repeats,
-                   "calls that the medians are over (default: 5 on the CPU, 20 on a GPU)")
-      ->check(CLI::Range(1, 1000))
+      ->add_option(
+          "--repeats", options->repeats,
+          "calls that the medians are over (default: 5 on the CPU, 20 on a GPU); 0: nothing "
+          "is timed")
+      ->check(CLI::Range(0, 1000))
       ->type_name("N");
   command->add_option("--json", options->json, "write the result to FILE")->type_name("FILE");
   command->callback([&action, options] { action = [options] { return bench(*options); }; });

@@ -121,6 +121,20 @@ TEST(BenchKernels, MeasuresEveryCaseWithinItsBound) {
   EXPECT_LT(of_flops, static_cast<int>(kernel_cases().size()) - 30);
 }
 
+TEST(BenchKernels, ComparesWithoutTiming) {
+  const auto [json, result] = bench("--kernels row_squares,matmul --repeats 0");
+  ASSERT_FALSE(json.is_null());
+  EXPECT_EQ(json.at("copy_bytes_per_s"), 0);
+  EXPECT_EQ(json.at("product_flops_per_s"), 0);
+  ASSERT_EQ(json.at("kernels").size(), 4u);
+  for (const Json& row : json.at("kernels")) {
+    EXPECT_EQ(row.at("seconds"), 0);
+    EXPECT_EQ(row.at("share"), 0);
+    EXPECT_GT(row.at("error"), 0);
+    EXPECT_TRUE(row.at("ok"));
+  }
+}
+
 TEST(BenchKernels, MeasuresTheKernelsThatAreNamed) {
   const auto [json, result] = bench("--kernels row_squares,rope,matmul --dtype f64 --repeats 1");
   ASSERT_FALSE(json.is_null());
