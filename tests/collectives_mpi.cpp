@@ -2,8 +2,10 @@
 // "mismatch" the last rank enters another operation than the rest, which must end the job with 86;
 // with "nccl" every rank has a GPU; with "staged" the ranks share the host's GPUs. Leaves with 77
 // where the GPUs for that are missing.
+#include <algorithm>
 #include <cstdio>
 #include <string_view>
+#include <vector>
 
 #include "parallel/comm/mpi.hpp"
 #include "parallel/comm/nccl.hpp"
@@ -30,12 +32,23 @@ void enter_different_operations(World& world) {
                    : comm.all_reduce(buffer, scratch, {}, *stream));
 }
 
+/// Whether it holds on every rank.
+bool everywhere(World& world, bool here) {
+  const auto all = world.everyone("whether");
+  std::vector<int32_t> each(all->size());
+  each[all->rank()] = here;
+  const int64_t dims[] = {all->size()};
+  all->all_gather(Tensor::view(each.data(), DType::i32, Device::cpu, dims),
+                  Cuts::even(all->size(), all->size()));
+  return std::find(each.begin(), each.end(), 0) == each.end();
+}
+
 int run(World& world, std::string_view mode) {
   const int gpus = cuda::device_count();
   if (mode == "mismatch") {
     enter_different_operations(world);
   } else if (mode == "nccl") {
-    if (!has_nccl() || gpus < world.size()) return kSkipped;
+    if (!everywhere(world, has_nccl() && launched_local_rank() < gpus)) return kSkipped;
     check_collectives(*make_nccl_world(world, launched_local_rank()));
   } else if (mode == "staged") {
     if (gpus == 0) return kSkipped;

@@ -112,13 +112,19 @@ inline Result on_host(const Problem& p, const std::vector<Range>& blocks) {
   return {values(side.out), values(side.lse), values(side.dq), values(side.dk), values(side.dv)};
 }
 
+inline Result once_on_device(const Problem& p, const std::vector<Range>& blocks) {
+  const DeviceSide side(p, p.dtype, DType::f32, &make_device);
+  side.forward(p, blocks, cuda_test_stream());
+  side.backward(p, blocks, cuda_test_stream());
+  return {device_values(side.out), device_values(side.lse), device_values(side.dq),
+          device_values(side.dk), device_values(side.dv)};
+}
+
+/// With equal bits in two runs.
 inline Result on_device(const Problem& p, const std::vector<Range>& blocks) {
   const auto got = twice([&] {
-    const DeviceSide side(p, p.dtype, DType::f32, &make_device);
-    side.forward(p, blocks, cuda_test_stream());
-    side.backward(p, blocks, cuda_test_stream());
-    return std::vector{device_values(side.out), device_values(side.lse), device_values(side.dq),
-                       device_values(side.dk), device_values(side.dv)};
+    const Result r = once_on_device(p, blocks);
+    return std::vector{r.out, r.lse, r.dq, r.dk, r.dv};
   });
   return {got[0], got[1], got[2], got[3], got[4]};
 }

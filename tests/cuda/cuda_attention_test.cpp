@@ -1,5 +1,5 @@
 // Own attention kernels against the CPU twin in f64: masks, documents, GQA, key blocks in any
-// order, views of a fused projection; long shards by samples of their rows.
+// order, views of a fused projection. Long shards: cuda_long_attention_test.cpp.
 #include "src/kernels/cuda/attention_ways.hpp"
 #include "tests/cuda/attention_testing.hpp"
 
@@ -159,41 +159,6 @@ TEST(CudaAttentionTiles, ComputeWhatTensorCoresDo) {
     EXPECT_LE(relative_rms(device_values(tiles.out), host.out), 1e-5);
     EXPECT_LE(relative_rms(device_values(tiles.dq), host.dq), 1e-5);
     EXPECT_LE(relative_rms(device_values(tiles.dk), host.dk), 1e-5);
-  }
-}
-
-/// `Range` of dim 1 of a [B, T, heads, D] tensor, or of dim 2 of rows, as numbers.
-Values part(const Values& x, const std::vector<int64_t>& shape, int dim, Range range) {
-  return values(f64(shape, x).view().slice(dim, range.begin, range.end));
-}
-
-TEST_P(CudaAttention, LongShardsBySamplesOfRows) {
-  for (const int64_t dim : {64, 128}) {
-    const Sizes s{1, 2, 1, dim, 4096, 4096};
-    const Problem p = problem(dtype(), s, {1000, 1003, 2900}, {true, 0});
-    const double tolerance = tolerance_of(p);
-    const Result got = on_device(p, {{0, 2048}, {2048, 4096}});
-    for (const Range range : std::vector<Range>{{0, 40}, {1990, 2060}, {4000, 4096}}) {
-      SCOPED_TRACE(concat("D ", dim, " rows from ", range.begin));
-      Problem rows = p;  // these queries, all keys
-      rows.s.queries = range.end - range.begin;
-      rows.q = part(p.q, p.q_shape(), 1, range);
-      rows.dout = part(p.dout, p.q_shape(), 1, range);
-      rows.key_begin = part(p.key_begin, {1, s.queries}, 1, range);
-      rows.key_end = part(p.key_end, {1, s.queries}, 1, range);
-      const Result host = on_host(rows, {{0, s.keys}});
-      EXPECT_LE(relative_rms(part(got.out, p.q_shape(), 1, range), host.out), tolerance);
-      EXPECT_LE(relative_rms(part(got.lse, p.row_shape(), 2, range), host.lse), 1e-5);
-      EXPECT_LE(relative_rms(part(got.dq, p.q_shape(), 1, range), host.dq, 0.1), tolerance);
-      // These keys, all queries, from the GPU's lse and out.
-      const HostSide all(p, DType::f64, DType::f64, &make_host);
-      assign(all.out, got.out);
-      assign(all.lse, got.lse);
-      all.backward(p, {range}, cpu_stream());
-      const auto keys = [&](const Values& x) { return part(x, p.k_shape(), 1, range); };
-      EXPECT_LE(relative_rms(keys(got.dk), keys(values(all.dk)), 0.1), tolerance);
-      EXPECT_LE(relative_rms(keys(got.dv), keys(values(all.dv))), tolerance);
-    }
   }
 }
 

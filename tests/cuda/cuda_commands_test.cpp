@@ -74,6 +74,24 @@ TEST_F(CommandsOnGpus, HoldParityOverNccl) {
   expect_parity(weft_on(2), "");
 }
 
+/// NCCL needs no second card to be wrong: ranks that share one talk over sockets. A strategy or a
+/// scan a layer.
+TEST_F(CommandsOnGpus, HoldParityOverNcclOnOneCard) {
+  if (!has_nccl()) GTEST_SKIP() << "needs NCCL";
+  for (const char* mesh : {"sequence=4", "sequence=2,tensor=2", "data=2,sequence=2"}) {
+    SCOPED_TRACE(mesh);
+    const CommandResult result = run_command(
+        concat(WEFT_SOURCE_DIR "/tools/nccl_on_one_gpu.sh 4 ", weft_alone(),
+               " parity configs/parity.yaml --device cuda --dtype f32 --steps 1 --comm nccl --mesh ",
+               mesh,
+               " --set 'model.layer_pattern=*L*L*L*L*L' --set model.num_hidden_layers=10 "
+               "--set model.linear.family=simple_gla "
+               "--set 'sequence.attention=[ring, lightseq, allgather, ulysses, rsa]' "
+               "--set 'sequence.state=[lasp, lasp2, zeco, doubling, two_level]'"));
+    EXPECT_EQ(result.code, 0) << result.out;
+  }
+}
+
 TEST_F(CommandsOnGpus, KernelsAreWithinTheirBounds) {
   for (const char* dtype : {"f32", "bf16"}) {
     const CommandResult result = run_command(
