@@ -304,7 +304,8 @@ TEST_P(CudaGates, GatedNormOfParts) {
       });
       expect_near(got[0], hy, tolerance_of(dtype()), "y");
       expect_near(got[1], hrstd, 1e-5, "rstd");
-      expect_near(got[2], hdx, tolerance_of(dtype()), "dx");
+      // As above: of a part of one nearly nothing is left where the sums are its own.
+      expect_near(got[2], hdx, tolerance_of(dtype()), "dx", width == 1 ? rms(values(hrstd)) : 0);
       expect_near(got[3], hdw, 1e-5, "dweight", 0.3);
       expect_near(got[4], hsquares, 1e-5, "squares");
       // A sum of terms of both signs: compared at the scale of the terms.

@@ -19,10 +19,12 @@ using Shape = std::vector<int64_t>;
 class CudaKernels : public CudaDtypeTest {};
 INSTANTIATE_TEST_SUITE_P(Dtypes, CudaKernels, testing::Values(DType::f32, DType::bf16), dtype_name);
 
-/// Rows and widths: none, odd, whole packs, wider than what a thread holds.
-const std::vector<Shape> kShapes = {{0, 64},    {1, 1},     {1, 8},     {3, 7},
-                                    {37, 64},   {129, 100}, {257, 768}, {2100, 256},
-                                    {70, 2048}, {33, 8192}, {9, 12289}, {5, 20480}};
+constexpr int64_t kLongShard = 131072;  // tokens
+
+/// Rows and widths: none, odd, whole packs, wider than what a thread holds, of a long shard.
+const std::vector<Shape> kShapes = {{0, 64},    {1, 1},     {1, 8},          {3, 7},     {37, 64},
+                                    {129, 100}, {257, 768}, {2100, 256},     {70, 2048}, {33, 8192},
+                                    {9, 12289}, {5, 20480}, {kLongShard, 24}};
 
 TEST_P(CudaKernels, RmsNorm) {
   for (const Shape& shape : kShapes) {
@@ -183,7 +185,8 @@ TEST_P(CudaKernels, Embedding) {
                                            {1000, 100, 3},
                                            {3000, 256, 5000},
                                            {513, 2049, 40},
-                                           {4096, 512, 2}}) {
+                                           {4096, 512, 2},
+                                           {kLongShard, 16, 300}}) {
     SCOPED_TRACE(concat(rows, " x ", width, " of ", vocab));
     const Values tokens = random_integers(rows, "tokens", vocab);
     const Values table = random_values(dtype(), vocab * width, "table");
@@ -377,9 +380,10 @@ TEST_F(CudaTest, WhatMuonAddsToAdamW) {
 // ---- Rotary embedding
 
 TEST_P(CudaKernels, Rope) {
-  for (const int64_t dim : {2, 6, 16, 64, 128}) {
-    SCOPED_TRACE(concat("D ", dim));
-    const int64_t batch = 2, tokens = 37, heads = 3;
+  for (const auto& [dim, tokens] : std::vector<std::pair<int64_t, int64_t>>{
+           {2, 37}, {6, 37}, {16, 37}, {64, 37}, {128, 37}, {16, kLongShard}}) {
+    SCOPED_TRACE(concat("D ", dim, " tokens ", tokens));
+    const int64_t batch = 2, heads = 3;
     const Shape table = {batch, tokens, dim / 2}, shape = {batch, tokens, heads + 2, dim};
     const auto frequencies = rope_frequencies({500000, {}}, dim);
     const Values at = random_integers(batch * tokens, "positions", 1 << 20);

@@ -350,10 +350,14 @@ TEST_P(CudaStateMixer, SummaryIsTheShardAsAMap) {
 
 /// Roundings of many chunks, against the CPU twin in f64.
 TEST_P(CudaStateMixer, LongShardsKeepTheirPrecision) {
-  Inputs in = problem({.batch = 1, .tokens = 2000, .heads = 2, .key_dim = 64, .value_dim = 32});
-  make_lasting(in);
-  set_documents(in, {900});
-  expect_result(run(in).result, run_mixer(in, {.dtype = DType::f64}).result, dtype());
+  const std::vector<MixerSizes> sizes = {{1, 2000, 2, 64, 32}, {1, 131072, 1, 64, 16}};
+  for (const MixerSizes& s : sizes) {
+    SCOPED_TRACE(concat(s.tokens, " tokens"));
+    Inputs in = problem(s);
+    make_lasting(in);
+    set_documents(in, {s.tokens / 2 - 100});
+    expect_result(run(in).result, run_mixer(in, {.dtype = DType::f64}).result, dtype());
+  }
 }
 
 /// More states than a piece of the shard has room for: every chunk is a piece of its own.
