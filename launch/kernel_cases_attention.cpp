@@ -12,10 +12,11 @@ namespace {
 using enum Element;
 
 /// What tells cases of attention from one another: whether the host knows the mask, which lets a
-/// GPU ask a library in bf16, and how wide the heads are.
+/// GPU ask a library in bf16, how wide the heads are, and whether only one order of sums will do.
 struct Form {
   bool banded = false;
   bool half = false;  // heads half as wide, twice as many of queries, half as many of keys
+  bool deterministic = false;
 };
 
 /// Queries against keys: one causal document, or a block whose keys begin before the queries and
@@ -46,7 +47,8 @@ struct Block {
                          .key_end = w.integers(DType::i64, {B, T}, end),
                          .first_key = inside ? kFirstKey : 0,
                          .scale = 1 / std::sqrt(static_cast<double>(D)),
-                         .pairs = causal_pairs(0, T, 0, T)};
+                         .pairs = causal_pairs(0, T, 0, T),
+                         .deterministic = form.deterministic};
     if (form.banded) block.band = BandMask{.first_query = first, .causal = true};
     return block;
   }
@@ -170,12 +172,15 @@ std::vector<KernelCase> attention_cases() {
   constexpr std::pair<const char*, Form> kForms[] = {
       {"intervals", {}},
       {"causal", {.banded = true}},
+      {"causal, deterministic", {.banded = true, .deterministic = true}},
       {"intervals, D / 2", {.half = true}},
       {"causal, D / 2", {.banded = true, .half = true}}};
   std::vector<KernelCase> cases;
   for (const auto& [name, form] : kForms) {
-    cases.push_back(
-        {"attention_forward", name, [f = form](Workbench& w) { return forward(w, f); }});
+    if (!form.deterministic) {  // forward is that anyway
+      cases.push_back(
+          {"attention_forward", name, [f = form](Workbench& w) { return forward(w, f); }});
+    }
     cases.push_back(
         {"attention_backward", name, [f = form](Workbench& w) { return backward(w, f); }});
   }

@@ -55,7 +55,7 @@ std::vector<const KernelCase*> chosen_cases(const std::vector<std::string>& name
   return cases;
 }
 
-constexpr const char* kRow = "{:<27}{:<19}{:<28}{:>9}{:>10} {:<6}{:>8}{:>10}{:>9}{:>7} {}\n";
+constexpr const char* kRow = "{:<27}{:<22}{:<28}{:>9}{:>10} {:<6}{:>8}{:>10}{:>9}{:>7} {}\n";
 
 void print_head() {
   fmt::print(kRow, "kernel", "", "shape", "ms", "floor ms", "", "share", "GFLOP/s", "error",

@@ -9,7 +9,7 @@ namespace weft {
 namespace {
 
 void check(const AttentionBlock& block) {
-  const auto& [q, k, v, key_begin, key_end, first_key, scale, pairs, band] = block;
+  const auto& [q, k, v, key_begin, key_end, first_key, scale, pairs, band, deterministic] = block;
   WEFT_CHECK(q.ndim == 4 && k.ndim == 4 && same_shape(k, v), q.text(), k.text(), v.text());
   WEFT_CHECK(q.dtype == k.dtype && q.dtype == v.dtype);
   WEFT_CHECK(k.dim(0) == q.dim(0) && k.dim(3) == q.dim(3), q.text(), k.text());

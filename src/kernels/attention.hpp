@@ -33,6 +33,9 @@ struct AttentionBlock {
   /// The same mask as the intervals', where it is one that the host knows: what a GPU's library can
   /// be asked for. Nothing else depends on it.
   std::optional<BandMask> band = {};
+  /// Two calls give the same bits. On a GPU that rules out cuDNN's backward pass, which adds to dq
+  /// atomically; every other way sums in one order anyway.
+  bool deterministic = false;
 };
 
 /// Row tensors (lse, delta and the like) are [B, H, Tq] in the accumulator type of q; their

@@ -135,6 +135,29 @@ TEST_F(CudaBf16Attention, SmallGradients) {  // as of a mean over a million toke
   check(p, {{0, 200}}, "gradients of 1e-18");
 }
 
+/// Of a block that cuDNN would take: what own kernels make of its intervals, to the bit.
+TEST_F(CudaBf16Attention, DeterministicGradientsAreOfOwnKernels) {
+  const Problem p = banded({2, 4, 2, 64, 700, 700}, true);
+  const auto gradients = [&](bool deterministic, bool band) {
+    const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
+    Stream& stream = cuda_test_stream();
+    side.forward(p, {{0, 700}}, stream);
+    AttentionBlock block = side.block(p, {0, 700});
+    block.deterministic = deterministic;
+    if (!band) block.band.reset();
+    attention_delta({side.delta, side.out, side.dout}, stream);
+    attention_backward(
+        {side.dq, side.dk, side.dv, side.scratch, side.dout, side.lse, side.delta, block}, stream);
+    return std::vector{device_values(side.dq), device_values(side.dk), device_values(side.dv)};
+  };
+  const auto own = gradients(false, /*band=*/false), got = gradients(true, /*band=*/true);
+  const auto by_cudnn = gradients(false, /*band=*/true);
+  for (size_t i = 0; i < own.size(); ++i) {
+    EXPECT_TRUE(same_bits(got[i], own[i])) << i;
+    EXPECT_FALSE(same_bits(by_cudnn[i], own[i])) << i;  // another way, rounded elsewhere
+  }
+}
+
 /// The heads of a fused projection, token-major batches, a slice of rows in between.
 TEST_F(CudaBf16Attention, ReadsAndWritesViews) {
   const int64_t B = 2, T = 160, H = 4, G = 2, D = 64;

@@ -1,7 +1,8 @@
 // Which way a block of attention is computed: in bf16, where the host knows the mask, as pieces
 // that cuDNN has plans for; in bf16 otherwise by own kernels on tensor cores; in f32, and where
 // rows lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no
-// result depends on what a library takes.
+// result depends on what a library takes; and so is a backward pass that must give the same bits
+// again.
 #include "src/kernels/cuda/attention_ways.hpp"
 
 #include "src/kernels/attention_pieces.hpp"
@@ -154,7 +155,7 @@ void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
 
 void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
   if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
-  if (!in_pieces(args.block)) return backward_by_own(args, stream);
+  if (!in_pieces(args.block) || args.block.deterministic) return backward_by_own(args, stream);
   for (const AttentionPiece& piece : pieces_of(args.block)) {
     const AttentionBackwardArgs part = cut(args, piece);
     if (!backward_by_cudnn(part, piece, stream)) backward_by_own(part, stream);
