@@ -126,11 +126,15 @@ std::vector<OwnedPiece> ShardedOptimizer::owned() const {
   for (const ParameterShard& shard : traffic_.shards()) {
     for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
       const int64_t begin = shard.begin() + part.begin - parameter.offset;
-      pieces.push_back({.parameter = &parameter,
-                        .begin = begin,
-                        .end = begin + part.size(),
-                        .value = shard.value.slice(0, part.begin, part.end),
-                        .gradient = shard.gradient.slice(0, part.begin, part.end)});
+      pieces.push_back(
+          {.parameter = &parameter,
+           .begin = begin,
+           .end = begin + part.size(),
+           .value = shard.value.slice(0, part.begin, part.end),
+           .gradient = shard.gradient.slice(0, part.begin, part.end),
+           .master = masters_ && has_masters_
+                         ? masters_.slice(0, shard.at + part.begin, shard.at + part.end)
+                         : Tensor{}});
     });
   }
   return pieces;
