@@ -69,13 +69,11 @@ class Loader {
   /// One entry into the config, or the line that says why not.
   void store(const yaml::Entry& entry) {
     const Field* const field = find_field(entry.key);
-    const NotBuilt* const row = find_not_built(entry.key);
-    if (field == nullptr && row == nullptr) return refuse_unknown(entry);
-    const bool refused = row != nullptr && refuses(*row, entry.value);
-    // a value that a later version takes is not a wrong one, so it is looked for before the type
-    if (refused && (field == nullptr || !row->values.empty())) refuse_not_built(entry, *row);
-    if (field != nullptr && !field->read(loaded_.config, entry.value)) refuse_value(entry, *field);
-    if (refused) refuse_not_built(entry, *row);
+    if (field == nullptr) {
+      if (const NotBuilt* const row = find_not_built(entry.key)) refuse_not_built(entry, *row);
+      return refuse_unknown(entry);
+    }
+    if (!field->read(loaded_.config, entry.value)) refuse_value(entry, *field);
   }
 
   [[noreturn]] static void refuse_value(const yaml::Entry& entry, const Field& field) {
@@ -85,10 +83,7 @@ class Loader {
   }
 
   [[noreturn]] static void refuse_not_built(const yaml::Entry& entry, const NotBuilt& row) {
-    const bool scalar = entry.value.kind == yaml::Value::Kind::scalar;
-    const bool of_value = scalar && (!row.values.empty() || !row.allowed.empty());
-    const std::string what = of_value ? entry.key + ": " + entry.value.text : entry.key;
-    throw Error(ExitCode::config, concat(entry.where, ": ", quote(what),
+    throw Error(ExitCode::config, concat(entry.where, ": ", quote(entry.key),
                                          " is not available in this version (", row.reason, ")"));
   }
 

@@ -52,8 +52,9 @@ struct TrainConfig {
   uint64_t seed = 1;
   DeviceChoice device = DeviceChoice::automatic;
   CommChoice comm = CommChoice::automatic;
-  int64_t loss_slice = 1024;  // tokens whose logits exist at a time
-  bool strict = false;        // a prediction that does not hold ends the run
+  bool deterministic = false;  // two runs on one mesh and kind of device give the same bits
+  int64_t loss_slice = 1024;   // tokens whose logits exist at a time
+  bool strict = false;         // a prediction that does not hold ends the run
 };
 
 enum class OptimizerName { adamw, muon };

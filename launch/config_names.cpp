@@ -8,16 +8,10 @@
 namespace weft {
 namespace {
 
-using yaml::Value;
-
 // Building one of these deletes its row.
-const std::vector<NotBuilt>& not_built() {
-  static const std::vector<NotBuilt> rows{
-      {"train.deterministic", {}, "false", "there is no such switch yet"},
-      {"checkpoint", {}, "", "there are no checkpoints yet"},
-  };
-  return rows;
-}
+constexpr NotBuilt kNotBuilt[] = {
+    {"checkpoint", "there are no checkpoints yet"},
+};
 
 struct Alias {
   std::string_view name;
@@ -111,21 +105,11 @@ constexpr size_t kLongestWord = 100;  // a longer one is no slip of ours
 }  // namespace
 
 const NotBuilt* find_not_built(std::string_view key) {
-  for (const NotBuilt& row : not_built()) {
-    const bool whole = row.values.empty() && row.allowed.empty();
+  for (const NotBuilt& row : kNotBuilt) {
     const bool inside = key.starts_with(row.key) && key.substr(row.key.size()).starts_with('.');
-    if (key == row.key || (whole && inside)) return &row;
+    if (key == row.key || inside) return &row;
   }
   return nullptr;
-}
-
-bool refuses(const NotBuilt& row, const Value& value) {
-  if (row.values.empty()) return row.allowed.empty() || value.text != row.allowed;
-  const auto is_refused = [&](const Value& scalar) {
-    return std::any_of(row.values.begin(), row.values.end(),
-                       [&](std::string_view refused) { return scalar.text == refused; });
-  };
-  return is_refused(value) || std::any_of(value.items.begin(), value.items.end(), is_refused);
 }
 
 std::string_view find_alias(std::string_view key) {
@@ -177,7 +161,7 @@ std::string nearest_key(std::string_view misspelt) {
     fewest = edits;
   };
   for (const Field& field : fields()) consider(field.key);
-  for (const NotBuilt& row : not_built()) consider(row.key);
+  for (const NotBuilt& row : kNotBuilt) consider(row.key);
   return std::string(best);
 }
 

@@ -30,18 +30,14 @@ const Field* find_field(std::string_view key);
 /// Whether model.from_hf decides the key, so that a config with both is refused.
 bool is_from_hf(std::string_view key);
 
-/// A key, or a value of a key, that the reference of a later version will know.
+/// A key, or a section of keys, that the reference of a later version will know.
 struct NotBuilt {
   std::string_view key;
-  /// The values that are refused; empty: every value but `allowed`. Of a pattern: its letters.
-  std::vector<std::string_view> values;
-  std::string_view allowed;
   std::string_view reason;
 };
 
-/// The row of the key, or of a section above it that is refused whole; or nullptr.
+/// The row of the key, or of a section above it; or nullptr.
 const NotBuilt* find_not_built(std::string_view key);
-bool refuses(const NotBuilt& row, const yaml::Value& value);
 
 /// Our key for a name of Megatron-LM, torchtitan or nanotron; empty where `key` is none.
 std::string_view find_alias(std::string_view key);

@@ -6,10 +6,13 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 
 #include "launch/byte_check.hpp"
+#include "launch/deterministic_cost.hpp"
 #include "launch/hf_weights.hpp"
 #include "launch/learning_rate.hpp"
+#include "launch/parameter_checksum.hpp"
 #include "launch/pipeline_stages.hpp"
 #include "launch/report_error.hpp"
 #include "launch/run_folder.hpp"
@@ -74,16 +77,15 @@ double model_flops(Config config, int rank, const StepPlan& plan) {
   return plan_step(config, rank).flops();
 }
 
-/// The sum over all ranks of one number; set-up traffic, not booked.
-double sum_over(Backend& all, double mine) {
-  std::vector<double> values(all.size());
+/// The sum over all ranks of one number, a double or 64 bits; set-up traffic, not booked.
+template <class T>
+T sum_over(Backend& all, T mine) {
+  std::vector<T> values(all.size());
   values[all.rank()] = mine;
   const int64_t dims[] = {all.size()};
   all.all_gather(Tensor::view(values.data(), DType::f64, Device::cpu, dims),
                  Cuts::even(all.size(), all.size()));
-  double sum = 0;
-  for (const double value : values) sum += value;
-  return sum;
+  return std::accumulate(values.begin(), values.end(), T{});
 }
 
 /// The most memory this process has had resident.
@@ -117,6 +119,10 @@ ExitCode TrainRun::run(World& world) {
   const auto all = world.everyone("set-up");
   step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
   matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision, world));
+  if (config_.train.deterministic && has_other_backward(config_)) {
+    if (metrics_) weigh_backward(world);
+    all->barrier();  // before it nobody takes memory for arenas
+  }
   // What the context, the libraries and NCCL's groups take is measured, what Weft takes is planned.
   const bool on_gpu = world.device() == Device::cuda;
   const int64_t before = on_gpu ? cuda::bytes_in_use() : 0;
@@ -151,7 +157,26 @@ ExitCode TrainRun::run(World& world) {
     }
   }
   if (metrics_ && on_gpu) log::info(card_memory_text());
+  if (config_.train.deterministic) {
+    const uint64_t sum = sum_over(*all, parameter_checksum(trainer.owned(), trainer.compute()));
+    if (metrics_) {
+      log::info(fmt::format("weft: parameters after {} steps: checksum {:016x}",
+                            config_.train.steps, sum));
+    }
+  }
   return ExitCode::done;
+}
+
+void TrainRun::weigh_backward(const World& world) const {
+  const auto backward = plan_.kernels.find("attention_backward");
+  if (backward == plan_.kernels.end()) return;  // a stage without attention
+  try {
+    log::info(
+        text(measure_backward(config_, world), backward->second.flops, step_flops_ / matmul_rate_));
+  } catch (const Error& error) {
+    if (error.code() != ExitCode::memory) throw;
+    log::info(concat("weft: deterministic: what it costs was not measured: ", error.what()));
+  }
 }
 
 StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step) {

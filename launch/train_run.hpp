@@ -26,6 +26,8 @@ class TrainRun {
 
  private:
   void describe() const;
+  /// Says what train.deterministic costs on this rank's GPU.
+  void weigh_backward(const World& world) const;
   /// What rank 0's GPU has in use beside what was predicted.
   std::string card_memory_text() const;
   StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);

@@ -147,6 +147,7 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
                   // A batch without a single label has no gradient, whatever the scale.
                   .loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(global_labels, 1)),
                   .probe = probe_,
+                  .deterministic = config_.train.deterministic,
                   .planned = target_,
                   .traffic = &traffic_,
                   .last_micro_batch = static_cast<int>(batches.size()) - 1};

@@ -49,6 +49,7 @@ ProjectedShard ProjectedAttention::shard(const Tensor& q, const Tensor& k, const
                         .scale = 1.0 / std::sqrt(static_cast<double>(head_dim_)),
                         .causal = false,
                         .one_document = true,
+                        .deterministic = ctx.deterministic,
                         .layer = layer_,
                         .micro_batch = frame.micro_batch()},
           .e = columns(ctx.weight(k_projection_), frame),

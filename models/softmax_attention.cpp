@@ -33,7 +33,7 @@ Tensor SoftmaxAttention::key_begin(const Frame& frame) const {
 }
 
 AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const Tensor& v,
-                                       const Frame& frame) const {
+                                       const Frame& frame, const StepContext& ctx) const {
   return {.q = q,
           .k = k,
           .v = v,
@@ -44,6 +44,7 @@ AttentionShard SoftmaxAttention::shard(const Tensor& q, const Tensor& k, const T
           .causal = causal_,
           .window = window_,
           .one_document = frame.one_document(),
+          .deterministic = ctx.deterministic,
           .layer = layer_,
           .micro_batch = frame.micro_batch(),
           .all_key_begin = frame.find("all key begin"),
@@ -62,7 +63,7 @@ void SoftmaxAttention::forward(const Tensor& y, const Tensor& x, Frame& frame, S
   q_.forward(q, x, frame, ctx);
   k_.forward(k, x, frame, ctx);
   v_.forward(v, x, frame, ctx);
-  if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame), out, lse, ctx);
+  if (!frame.present("lse")) strategy_->forward(shard(q, k, v, frame, ctx), out, lse, ctx);
   ctx.observe(frame, layer_, "q", q, place_of(heads_.query, head_dim_));
   if (heads_.key_value.copy == 0) {  // the gradients of the copies add up, the values do not
     ctx.observe(frame, layer_, "k", k, place_of(heads_.key_value, head_dim_));
@@ -84,7 +85,7 @@ void SoftmaxAttention::backward(const Tensor& dx, const Tensor& dy, const Arrivi
                              .dk = ctx.scratch.allocate("dk", out.dtype, {B, T, G, head_dim_}),
                              .dv = ctx.scratch.allocate("dv", out.dtype, {B, T, G, head_dim_})};
   o_.backward(flat_heads(dout), dy, flat_heads(out), ctx);
-  strategy_->backward(shard(q, k, v, frame), out, lse, dout, d, ctx);
+  strategy_->backward(shard(q, k, v, frame, ctx), out, lse, dout, d, ctx);
   ctx.observe(frame, layer_, "dout", dout, place_of(heads_.query, head_dim_));
   ctx.observe(frame, layer_, "dq", d.dq, place_of(heads_.query, head_dim_));
   ctx.observe(frame, layer_, "dk", d.dk, place_of(heads_.key_value, head_dim_));

@@ -27,7 +27,8 @@ class SoftmaxAttention final : public Layer {
   void visit(const std::function<void(Parameter&)>& f) override;
 
  private:
-  AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame) const;
+  AttentionShard shard(const Tensor& q, const Tensor& k, const Tensor& v, const Frame& frame,
+                       const StepContext& ctx) const;
   /// [B, T]: the first key that each query sees.
   Tensor key_begin(const Frame& frame) const;
 

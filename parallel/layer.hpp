@@ -142,6 +142,7 @@ struct StepContext {
   double loss_scale = 1;              // of the gradient: 1 / labelled tokens of the global batch
   bool training = true;               // false: only the loss, no gradient
   Probe probe = {};                   // may be empty
+  bool deterministic = false;         // two runs give the same bits, at whatever speed
   Device planned = Device::cpu;       // on the meta device: where the run that is planned computes
   WeightProducts* waiting = nullptr;  // where products of weights wait; null: they run at once
   ParameterTraffic* traffic = nullptr;  // null: all parameters are here, and nobody sums gradients

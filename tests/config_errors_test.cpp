@@ -136,9 +136,10 @@ const BadText kBadValues[] = {
      "run.yaml:1: mesh.tensor: expected an integer from 1 to 65535, got a section of keys"},
     {"SectionForAPattern", "model: {layer_pattern: {x: 1}}\n",
      "run.yaml:1: model.layer_pattern: expected a pattern of letters, got a section of keys"},
-    {"SectionForAKeyOfLater", "train: {deterministic: {none: 1}}\n",
-     "run.yaml:1: train.deterministic.none: expected a key of this version, got "
-     "'train.deterministic.none'"},
+    {"SectionForAFlag", "train: {deterministic: {none: 1}}\n",
+     "run.yaml:1: train.deterministic: expected true or false, got a section of keys"},
+    {"NumberForAFlag", "train: {deterministic: 1}\n",
+     "run.yaml:1: train.deterministic: expected true or false, got '1'"},
     {"ListForAScalar", "train: {steps: [3]}\n", "run.yaml:1: train.steps: " + kSteps + "a list"},
     {"NothingForAScalar", "train:\n  steps:\n", "run.yaml:2: train.steps: " + kSteps + "nothing"},
     {"WordForAnInteger", "train: {steps: many}\n", "run.yaml:1: train.steps: " + kSteps + "'many'"},
@@ -337,7 +338,7 @@ TEST_P(LaterTest, IsRefused) {
 }
 
 const Later kLater[] = {
-    {"Deterministic", "train: {deterministic: true}", "train.deterministic: true"},
+    {"CheckpointAsAScalar", "checkpoint: 100", "checkpoint"},
     {"Checkpoint", "checkpoint: {every: 100}", "checkpoint.every"},
 };
 INSTANTIATE_TEST_SUITE_P(All, LaterTest, testing::ValuesIn(kLater),

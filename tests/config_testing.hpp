@@ -102,8 +102,8 @@ inline auto members(const Config& c) {
       std::tuple(c.mesh.size, c.mesh.order, c.sequence.attention, c.data.path, c.data.seq_length,
                  c.data.documents, c.data.objective, c.data.mask_fraction, c.data.mask_token),
       std::tuple(c.train.steps, c.train.global_batch_size, c.train.micro_batch_size,
-                 c.train.precision, c.train.seed, c.train.device, c.train.comm, c.train.loss_slice,
-                 c.train.strict),
+                 c.train.precision, c.train.seed, c.train.device, c.train.comm,
+                 c.train.deterministic, c.train.loss_slice, c.train.strict),
       std::tuple(c.optimizer.lr, c.optimizer.min_lr, c.optimizer.warmup_steps, c.optimizer.schedule,
                  c.optimizer.decay_fraction, c.optimizer.betas, c.optimizer.eps,
                  c.optimizer.weight_decay, c.optimizer.grad_clip, c.optimizer.zero, c.log.every));

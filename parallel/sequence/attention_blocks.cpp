@@ -44,7 +44,8 @@ AttentionBlock block_of(const AttentionShard& shard, const Queries& queries, con
                        .first_key = first_key,
                        .scale = shard.scale,
                        .pairs = pairs(shard, queries.first, queries.first + queries.q.dim(1),
-                                      first_key, first_key + keys.k.dim(1))};
+                                      first_key, first_key + keys.k.dim(1)),
+                       .deterministic = shard.deterministic};
   if (shard.one_document) block.band = BandMask{queries.first, shard.causal, shard.window};
   return block;
 }

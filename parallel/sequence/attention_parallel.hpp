@@ -10,14 +10,15 @@ namespace weft {
 /// The shard of one layer's attention that a rank holds: tokens [cuts.begin(p), cuts.end(p)) of
 /// every sequence, p its coordinate on the sequence axis. Keys are already rotated.
 struct AttentionShard {
-  Tensor q;                   // [B, T, H, D]
-  Tensor k, v;                // [B, T, G, D]
-  Tensor key_begin, key_end;  // [B, T] i64, global: query i sees the keys [key_begin, key_end)
-  const Cuts& cuts;           // of the sequence
-  double scale;               // of the scores
-  bool causal;                // whether key_end <= the query's own index + 1 everywhere
-  int64_t window = 0;         // query t sees at most the keys (t - window, t]; 0: no such bound
-  bool one_document = false;  // each sequence is one: `causal` and `window` are the whole mask
+  Tensor q;                    // [B, T, H, D]
+  Tensor k, v;                 // [B, T, G, D]
+  Tensor key_begin, key_end;   // [B, T] i64, global: query i sees the keys [key_begin, key_end)
+  const Cuts& cuts;            // of the sequence
+  double scale;                // of the scores
+  bool causal;                 // whether key_end <= the query's own index + 1 everywhere
+  int64_t window = 0;          // query t sees at most the keys (t - window, t]; 0: no such bound
+  bool one_document = false;   // each sequence is one: `causal` and `window` are the whole mask
+  bool deterministic = false;  // AttentionBlock::deterministic, of every block
   int layer;
   int micro_batch;
   /// [B, N] i64, the same of all tokens of the sequence, for a strategy that reads_all_intervals:

@@ -1,9 +1,12 @@
 // weft train, weft parity and weft bench kernels on GPUs, from the command line.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "parallel/comm/nccl.hpp"
 #include "src/core/check.hpp"
 #include "src/core/cuda/stream.hpp"
+#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "tests/command.hpp"
 
 namespace weft {
@@ -50,6 +53,56 @@ TEST_F(CommandsOnGpus, TrainOverNccl) {
   expect_equal(train(weft_on(2), 2, ""), alone);  // auto
   expect_equal(train(weft_on(2), 2, "--set train.comm=nccl"), alone);
   expect_equal(train(weft_alone(), 2, "--set train.comm=nccl"), alone);
+}
+
+/// What a deterministic run of softmax layers in bf16 leaves: its checksum and every step's
+/// figures.
+struct Ending {
+  std::string checksum;
+  std::vector<double> losses, norms;
+  bool operator==(const Ending&) const = default;
+};
+
+Ending train_deterministically(const std::string& program, const std::string& sets) {
+  const std::string folder = fresh_folder();
+  const CommandResult result = run_command(
+      concat(program, " train configs/quickstart.yaml --strict --output ", folder,
+             " --set data.path=synthetic --set data.documents=false --set train.steps=8 ",
+             "--set optimizer.warmup_steps=1 --set 'model.layer_pattern=*' ",
+             "--set train.device=cuda --set train.precision=bf16 ",
+             "--set train.deterministic=true ", sets));
+  EXPECT_EQ(result.code, 0) << result.out;
+  EXPECT_EQ(result.lines("weft: deterministic: own kernels take ").size(), 1u) << result.out;
+  const auto checksums = result.lines("weft: parameters after 8 steps: checksum ");
+  EXPECT_EQ(checksums.size(), 1u) << result.out;
+  return {checksums.empty() ? "" : checksums[0], metric(folder, "loss"),
+          metric(folder, "grad_norm")};
+}
+
+void expect_one_ending(const std::string& program, const std::string& sets) {
+  const Ending first = train_deterministically(program, sets);
+  EXPECT_EQ(first.losses.size(), 8u);
+  EXPECT_TRUE(train_deterministically(program, sets) == first) << sets;
+  EXPECT_NE(train_deterministically(program, sets + " --set train.seed=2").checksum,
+            first.checksum);
+}
+
+TEST_F(CommandsOnGpus, TwoDeterministicRunsEndWithOneChecksum) {
+  if (!cuda::has_cudnn()) GTEST_SKIP() << "no cuDNN in this build";
+  expect_one_ending(weft_alone(), "--set mesh.sequence=1");
+  expect_one_ending(weft_alone(), "--set mesh.sequence=4 --set train.comm=threads");
+  expect_one_ending(weft_on(2), "--set mesh.sequence=2 --set train.comm=mpi");
+}
+
+TEST_F(CommandsOnGpus, TwoDeterministicRunsOverNcclEndWithOneChecksum) {
+  if (!cuda::has_cudnn()) GTEST_SKIP() << "no cuDNN in this build";
+  if (!has_nccl() || cuda::device_count() < 2) GTEST_SKIP() << "needs NCCL and 2 GPUs";
+  const int ranks = std::min(cuda::device_count(), 4);  // more than two have more than one order
+  for (const char* axis : {"data", "sequence"}) {
+    expect_one_ending(weft_on(ranks),
+                      concat("--set train.global_batch_size=", 2 * ranks,
+                             " --set mesh.sequence=1 --set mesh.", axis, "=", ranks));
+  }
 }
 
 /// Exit code and output of parity in f32 on two ranks.
@@ -105,7 +158,8 @@ TEST_F(CommandsOnGpus, RefuseF64InOneLine) {
       run_command(weft_alone() + " parity configs/parity.yaml --device cuda --dtype f64");
   EXPECT_EQ(result.code, 64);
   EXPECT_EQ(result.lines().size(), 1u) << result.out;
-  EXPECT_NE(result.out.find("train.precision on a GPU: expected f32 or bf16, got f64"), std::string::npos)
+  EXPECT_NE(result.out.find("train.precision on a GPU: expected f32 or bf16, got f64"),
+            std::string::npos)
       << result.out;
 }
 

@@ -1,5 +1,5 @@
-// Whole training steps in f32 on GPUs: golden models, parity with one rank and with the naive
-// oracle, the CPU's results, equal bits in two runs, what a step waits for.
+// Whole training steps on GPUs, in f32 and bf16: golden models, parity with one rank and with the
+// naive oracle, the CPU's results, equal bits in two runs, what a step waits for.
 #include <cmath>
 #include <mutex>
 
@@ -315,20 +315,57 @@ void expect_same_bits(const std::vector<Recording::Entry>& a,
   }
 }
 
+/// Of losses, activations, gradients and parameters. Gives what one of them recorded.
+Recording expect_same_bits_in_two_runs(const Config& config) {
+  SCOPED_TRACE(concat(config.sequence.attention[0], ", ", config.mesh.text()));
+  const Recording first = record(config), second = record(config);
+  EXPECT_TRUE(same_bits(first.losses, second.losses));
+  expect_same_bits(first.activations, second.activations);
+  for (size_t step = 0; step < first.gradients.size(); ++step) {
+    expect_same_bits(first.gradients[step], second.gradients[step]);
+    expect_same_bits(first.parameters[step + 1], second.parameters[step + 1]);
+  }
+  return first;
+}
+
 TEST_F(ModelOnAGpu, HasEqualBitsInTwoRuns) {
   for (const auto& [data, sequence] : {std::pair{1, 1}, {1, 4}, {2, 2}}) {
     for (const AttentionStrategy& strategy : attention_strategies()) {
-      SCOPED_TRACE(concat(strategy.name, ", data ", data, ", sequence ", sequence));
-      const Config config =
-          on_mesh(gpu_config({concat("sequence.attention=", strategy.name)}), data, sequence);
-      const Recording first = record(config), second = record(config);
-      EXPECT_TRUE(same_bits(first.losses, second.losses));
-      expect_same_bits(first.activations, second.activations);
-      for (size_t step = 0; step < first.gradients.size(); ++step) {
-        expect_same_bits(first.gradients[step], second.gradients[step]);
-        expect_same_bits(first.parameters[step + 1], second.parameters[step + 1]);
-      }
+      expect_same_bits_in_two_runs(
+          on_mesh(gpu_config({concat("sequence.attention=", strategy.name)}), data, sequence));
     }
+  }
+}
+
+/// One document of several of cuDNN's tiles, which would add to dq atomically. Where it would, own
+/// kernels round elsewhere: the bits also tell that they were asked.
+TEST_F(SoftmaxInBf16OnAGpu, HasEqualBitsInTwoRunsWhereAskedTo) {
+  const auto expect = [](const Sets& sets, int data, int sequence, bool by_cudnn = true) {
+    const Sets small = {
+        "train.precision=bf16",        "data.documents=false",        "data.seq_length=389",
+        "model.hidden_size=64",        "model.num_hidden_layers=2",   "model.head_dim=16",
+        "model.num_attention_heads=4", "model.num_key_value_heads=2", "train.micro_batch_size=1"};
+    Config config = on_mesh(gpu_config(joined(small, sets)), data, sequence);
+    const Recording unasked = record(config);
+    config.train.deterministic = true;
+    const Recording asked = expect_same_bits_in_two_runs(config);
+    // Of the last layer, whose gradients come through no other attention.
+    const auto gradient = [](const Recording& run) {
+      return Recording::find(run.gradients[0], "model.layers.1.self_attn.q_proj.weight")->values;
+    };
+    EXPECT_NE(same_bits(gradient(asked), gradient(unasked)), by_cudnn)
+        << sets[0] << ", " << config.mesh.text();
+  };
+  for (const auto& [data, sequence] : {std::pair{1, 1}, {1, 2}, {1, 4}, {2, 2}}) {
+    for (const AttentionStrategy& strategy : attention_strategies()) {
+      const bool rows = std::string_view(strategy.name) == "rsa";  // whole, of matrix products
+      expect({concat("sequence.attention=", strategy.name)}, data, sequence, !rows);
+    }
+    expect({"model.layer_pattern=W", "model.window=140"}, data, sequence);
+    expect({"model.layer_pattern=P", "model.projected_keys=150", "model.causal=false",
+            "data.objective=masked"},
+           data, sequence);
+    expect({"train.recompute=layer", "optimizer.zero=3"}, data, sequence);
   }
 }
 
