@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <cstdio>
 #include <new>
 
 #include "src/core/log.hpp"
@@ -35,6 +36,7 @@ void report(const Failure& failure, const Whereabouts& where) {
     place = concat("rank ", where.rank, " on host ", host,
                    where.step >= 0 ? concat(", step ", where.step) : "", ": ");
   }
+  std::fflush(stdout);  // a line of its own also where both go to one file
   log::error(concat("weft: ", place, failure.message));
   log::flush();
 }
