@@ -72,6 +72,13 @@ Tensor squared_norm(Workbench& w) {
   return w.input(f64, {1}, [](double) { return 4.0; });
 }
 
+KernelUse new_norm(Workbench& w) {
+  return use_of(
+      begin_norm,
+      {.squared_norm = w.updated("squared norm", f64, {1}), .loss_sum = w.input(f64, {1})},
+      shape_text({1}));
+}
+
 /// A rate at which the update is as large as the parameters, so that its error shows.
 KernelUse update(Workbench& w) {
   const int64_t n = w.sizes().parameters;
@@ -133,6 +140,7 @@ std::vector<KernelCase> loss_cases() {
           {"cross_entropy_shard", "with gradient", [](Workbench& w) { return shard(w, true); }},
           {"cross_entropy_combine", "one rank", [](Workbench& w) { return combine(w, 1); }},
           {"cross_entropy_combine", "two ranks", [](Workbench& w) { return combine(w, 2); }},
+          {"begin_norm", "", new_norm},
           {"squared_sum", "", norm},
           {"adamw", "", update},
           {"nesterov", "", momentum},

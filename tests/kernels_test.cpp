@@ -364,6 +364,23 @@ TEST_P(Kernels, SquaredSum) {
   EXPECT_NEAR(values(total)[0], expected, 1e-12 * expected);
 }
 
+TEST(Optimizer, ANormBeginsAtZeroUntilSomethingWasNotFinite) {
+  const auto begun = [](double before, double loss) {
+    const Owned norm = filled(DType::f64, {1}, before);
+    begin_norm({.squared_norm = norm, .loss_sum = filled(DType::f64, {1}, loss)}, cpu_stream());
+    return values(norm)[0];
+  };
+  for (const double before : {0.0, 1e-300, 3.0, 1.7e308}) {
+    for (const double loss : {-1e308, 0.0, 1.7e308}) EXPECT_EQ(begun(before, loss), 0);
+  }
+  for (const double bad : {std::nan(""), kInfinity, -kInfinity}) {
+    EXPECT_TRUE(std::isnan(begun(bad, 1)));
+    EXPECT_TRUE(std::isnan(begun(1, bad)));
+    EXPECT_TRUE(std::isnan(begun(begun(bad, 1), 1)));
+    EXPECT_TRUE(std::isnan(begun(bad, -bad)));
+  }
+}
+
 AdamWArgs adam_args(const Owned& param, const Owned& m, const Owned& v, const Owned& grad,
                     const Owned& norm) {
   AdamWArgs args{.param = param, .m = m, .v = v, .grad = grad, .squared_norm = norm};

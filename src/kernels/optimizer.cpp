@@ -22,6 +22,16 @@ void check_alike(std::initializer_list<const Tensor*> tensors) {
 
 }  // namespace
 
+Cost cost(const BeginNormArgs& a) {
+  return {0, 2.0 * a.squared_norm.nbytes() + a.loss_sum.nbytes()};
+}
+
+void begin_norm(const BeginNormArgs& args, Stream& stream) {
+  check_scalar(args.squared_norm);
+  check_scalar(args.loss_sum);
+  WEFT_DISPATCH(begin_norm, args, stream);
+}
+
 Cost cost(const SquaredSumArgs& a) {
   return {2.0 * a.x.numel(), 1.0 * a.x.nbytes()};
 }

@@ -7,6 +7,16 @@
 
 namespace weft {
 
+/// Before the squares of a step are added: squared_norm = 0 where it, of the step before, and
+/// loss_sum are finite. Where one is not it is NaN, whatever is added to it, and so in every step
+/// after: none of them changes anything.
+struct BeginNormArgs {
+  Tensor squared_norm;  // [1] f64, updated
+  Tensor loss_sum;      // [1] f64: of this step's token losses
+};
+Cost cost(const BeginNormArgs& args);
+void begin_norm(const BeginNormArgs& args, Stream& stream);
+
 /// total += sum of x^2.
 struct SquaredSumArgs {
   Tensor total;  // [1] f64, accumulates
@@ -79,6 +89,7 @@ Cost cost(const AddScaledArgs& args);
 void add_scaled(const AddScaledArgs& args, Stream& stream);
 
 namespace cpu {
+void begin_norm(const BeginNormArgs& args);
 void squared_sum(const SquaredSumArgs& args);
 void adamw(const AdamWArgs& args);
 void nesterov(const NesterovArgs& args);
@@ -88,6 +99,7 @@ void add_scaled(const AddScaledArgs& args);
 }  // namespace cpu
 
 namespace cuda {
+void begin_norm(const BeginNormArgs& args, Stream& stream);
 void squared_sum(const SquaredSumArgs& args, Stream& stream);
 void adamw(const AdamWArgs& args, Stream& stream);
 void nesterov(const NesterovArgs& args, Stream& stream);

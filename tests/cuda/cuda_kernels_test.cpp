@@ -302,6 +302,20 @@ TEST_P(CudaKernels, SquaredSum) {
   }
 }
 
+TEST_F(CudaTest, BeginNorm) {
+  const Values numbers = {0.0, 3.0, -1.7e308, 1.7e308, kInfinity, -kInfinity, std::nan("")};
+  for (const double before : numbers) {
+    for (const double loss : numbers) {
+      const OnDevice norm(DType::f64, {1}, {before}), sum(DType::f64, {1}, {loss});
+      const Owned host = f64({1}, {before});
+      begin_norm({.squared_norm = host, .loss_sum = f64({1}, {loss})}, cpu_stream());
+      begin_norm({.squared_norm = norm, .loss_sum = sum}, cuda_test_stream());
+      EXPECT_EQ(std::isnan(device_values(norm)[0]), std::isnan(values(host)[0])) << before << loss;
+      if (!std::isnan(values(host)[0])) EXPECT_EQ(device_values(norm)[0], 0) << before << loss;
+    }
+  }
+}
+
 /// Parameters and moments after two steps, the change of the parameters separately.
 TEST_F(CudaTest, AdamW) {
   for (const int64_t n : {0, 1, 5, 1000, 100003}) {

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 
 #include "src/kernels/cpu/vector_math.hpp"
 #include "src/kernels/optimizer.hpp"
@@ -11,6 +12,12 @@ double clip_factor(double norm, double grad_clip) {
 }
 
 }  // namespace
+
+void begin_norm(const BeginNormArgs& args) {
+  double& norm = args.squared_norm.as<double>()[0];
+  const bool sound = std::isfinite(norm) && std::isfinite(args.loss_sum.as<double>()[0]);
+  norm = sound ? 0 : std::numeric_limits<double>::quiet_NaN();
+}
 
 void squared_sum(const SquaredSumArgs& args) {
   visit_float(args.x.dtype, [&](auto zero) {

@@ -11,6 +11,15 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kBlockElements = 16384;  // that one partial sum covers
 
+struct BeginNorm {
+  double* squared_norm;
+  const double* loss_sum;
+  __device__ void operator()(int64_t) const {
+    const bool sound = isfinite(*squared_norm) && isfinite(*loss_sum);
+    *squared_norm = sound ? 0 : NAN;
+  }
+};
+
 /// partial[block] = the sum of x^2 over its elements, in f64: the order of a sum costs no accuracy.
 template <class T, int W>
 __global__ void __launch_bounds__(kThreads) squares(double* partial, const T* x, int64_t n) {
@@ -121,6 +130,11 @@ struct AddScaled {
 };
 
 }  // namespace
+
+void begin_norm(const BeginNormArgs& args, Stream& stream) {
+  launch_map<1>(1, BeginNorm{elements<double>(args.squared_norm), elements<double>(args.loss_sum)},
+                stream);
+}
 
 void squared_sum(const SquaredSumArgs& args, Stream& stream) {
   const int64_t n = args.x.numel();

@@ -44,6 +44,9 @@ void cross_entropy_combine(const CrossEntropyCombineArgs&, Stream&) {
 void matmul(const MatmulArgs&, Stream&) {
   refuse("matmul");
 }
+void begin_norm(const BeginNormArgs&, Stream&) {
+  refuse("begin_norm");
+}
 void squared_sum(const SquaredSumArgs&, Stream&) {
   refuse("squared_sum");
 }
