@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <deque>
 #include <numeric>
+#include <utility>
 
 #include "launch/byte_check.hpp"
 #include "launch/deterministic_cost.hpp"
@@ -136,16 +139,21 @@ ExitCode TrainRun::run(World& world) {
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe();
-  for (int64_t step = 0; step < config_.train.steps; ++step) {
-    whereabouts().step = step;
-    fail_on_demand(rank_, step);
-    const StepMetrics metrics = measured_step(trainer, loader, step);
-    if (metrics_) metrics_->write(metrics);
-    if (config_.train.strict) {
-      plan_.memory.check(step, trainer.peaks());
-      check_sent_bytes(step, plan_.bytes, trainer.predicted().entries(),
-                       trainer.counted().entries());
+  // A GPU has the next step before the host waits for this one's report.
+  const int64_t in_flight = on_gpu ? Trainer::kStepsInFlight : 1;
+  std::deque<StepMetrics> begun;  // whose reports were not read
+  last_report_ = Clock::now();
+  for (int64_t step = 0, next = 0; step < config_.train.steps; ++step) {
+    for (; next < std::min(step + in_flight, config_.train.steps); ++next) {
+      whereabouts().step = next;
+      fail_on_demand(rank_, next);
+      begun.push_back(begin_step(trainer, loader, next));
     }
+    whereabouts().step = step;
+    StepMetrics metrics = std::move(begun.front());
+    begun.pop_front();
+    finish_step(trainer, metrics);
+    if (metrics_) metrics_->write(metrics);
     if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
       if (metrics_) {
         report({ExitCode::diverged,
@@ -179,31 +187,42 @@ void TrainRun::weigh_backward(const World& world) const {
   }
 }
 
-StepMetrics TrainRun::measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step) {
+StepMetrics TrainRun::begin_step(Trainer& trainer, const BatchLoader& loader, int64_t step) const {
   const auto start = Clock::now();
   const double waited_before = trainer.compute().waited_s();
   const int64_t host_waits_before = trainer.host_waits();
   trainer.clear_ledgers();
   const std::vector<Batch> batches = loader.load(step);
   const double data_wait_s = seconds_since(start);
-  const StepReport report = trainer.step(step, batches, loader.global_labels(step));
-  const double step_s = seconds_since(start);
+  trainer.enqueue(step, batches, loader.global_labels(step));
+  if (config_.train.strict) {
+    plan_.memory.check(step, trainer.peaks());
+    check_sent_bytes(step, plan_.bytes, trainer.predicted().entries(), trainer.counted().entries());
+  }
   return {.step = step,
-          .loss = report.loss,
-          .grad_norm = report.grad_norm,
           .learning_rate = learning_rate(config_.optimizer, step, config_.train.steps),
           .tokens = config_.train.global_batch_size * config_.data.seq_length,
           .ranks = config_.mesh.ranks(),
-          .step_s = step_s,
-          .mfu = step_flops_ / (step_s * matmul_rate_),
           .data_wait_s = data_wait_s,
           .exposed_comm_s = trainer.compute().waited_s() - waited_before,
           .host_waits = trainer.host_waits() - host_waits_before,
           .bytes = trainer.counted().by_group(),
           .peak_bytes = trainer.peaks().peak(),
-          .peak_rss_bytes = peak_resident_bytes(),
-          .card_bytes = predicted_card_bytes_ > 0 ? cuda::bytes_in_use() : 0,
           .predicted_card_bytes = predicted_card_bytes_};
+}
+
+void TrainRun::finish_step(Trainer& trainer, StepMetrics& metrics) {
+  const int64_t host_waits_before = trainer.host_waits();
+  const StepReport report = trainer.report();
+  const auto now = Clock::now();
+  metrics.loss = report.loss;
+  metrics.grad_norm = report.grad_norm;
+  metrics.step_s = std::chrono::duration<double>(now - last_report_).count();
+  last_report_ = now;
+  metrics.mfu = step_flops_ / (metrics.step_s * matmul_rate_);
+  metrics.host_waits += trainer.host_waits() - host_waits_before;
+  metrics.peak_rss_bytes = peak_resident_bytes();
+  metrics.card_bytes = predicted_card_bytes_ > 0 ? cuda::bytes_in_use() : 0;
 }
 
 std::string TrainRun::card_memory_text() const {

@@ -1,6 +1,7 @@
 // One rank's part of `weft train`, from opened data to the last step.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -30,7 +31,11 @@ class TrainRun {
   void weigh_backward(const World& world) const;
   /// What rank 0's GPU has in use beside what was predicted.
   std::string card_memory_text() const;
-  StepMetrics measured_step(Trainer& trainer, const BatchLoader& loader, int64_t step);
+  /// Loads a step's batch and enqueues the step. What is known of it then: all but what
+  /// finish_step() adds. Throws Error(comparison) where it differs from the plan, under --strict.
+  StepMetrics begin_step(Trainer& trainer, const BatchLoader& loader, int64_t step) const;
+  /// Waits for the report of the oldest step that has none.
+  void finish_step(Trainer& trainer, StepMetrics& metrics);
 
   Config config_;
   int rank_;
@@ -42,6 +47,7 @@ class TrainRun {
   int64_t group_bytes_ = 0;           // of it, what NCCL's groups took before the first step
   double step_flops_ = 0;             // of all ranks, without what is computed again
   double matmul_rate_ = 0;            // FLOP/s of all ranks together
+  std::chrono::steady_clock::time_point last_report_;  // or the first step's begin
 };
 
 }  // namespace weft

@@ -110,6 +110,7 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
     : config_(config),
       target_(target_of(config, world)),
       staging_(target_, memory.staging),
+      reports_(world.device(), 2, kStepsInFlight),
       compute_(make_compute_stream(world, kernels_)),
       schedule_(schedule_of(config)),
       pieces_(pieces_of(config)),
@@ -129,14 +130,13 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       traffic_(store_, with_holders(mesh_, world, store_, config.optimizer.name), state_),
       optimizer_(adamw_config(config.optimizer), traffic_, state_,
                  {.momentum = config.optimizer.muon_momentum}, make_muon()),
-      totals_(state_.allocate("totals", DType::f64, {2})) {
-  if (world.device() == Device::cuda) {
-    report_ = cuda::allocate_pinned("a step's report", totals_.nbytes());
-  }
+      totals_(state_.allocate_zeros("totals", DType::f64, {2})) {
   if (world.device() != Device::meta) set_initial_values(held(), config.train.seed, *compute_);
 }
 
-StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
+void Trainer::enqueue(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
+  WEFT_CHECK(reports_.unread() < kStepsInFlight, reports_.unread(),
+             " steps have a report that was not read");
   const Tensor loss_sum = totals_.slice(0, 0, 1), squared_norm = totals_.slice(0, 1, 2);
   StepContext ctx{.mesh = mesh_,
                   .compute = *compute_,
@@ -165,21 +165,22 @@ StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t g
   const Tensor piece = scratch_.allocate("loss piece", DType::f64, {1});
   compute_->wait(mesh_.everyone().all_reduce(
       loss_sum, piece, {-1, Tag::Purpose::loss, Tag::Pass::update, 0}, *compute_));
-  return report(ctx.loss_scale);
+  reports_.send(totals_, *compute_);
+  loss_scales_.push_back(ctx.loss_scale);
 }
 
-StepReport Trainer::report(double loss_scale) {
-  if (compute_->device() == Device::meta) return {};
-  Tensor totals = totals_;
-  if (compute_->device() == Device::cuda) {
-    totals.device = Device::cpu;
-    totals.data = report_.get();
-    cuda::copy_bytes(totals.data, totals_.data, totals_.nbytes(), *compute_);
-    compute_->record().wait();
-    ++reports_;
-  }
-  const double* value = totals.as<double>();
-  return {.loss = value[0] * loss_scale, .grad_norm = std::sqrt(value[1])};
+StepReport Trainer::report() {
+  const std::vector<double> totals = reports_.read();
+  const double scale = loss_scales_.front();
+  loss_scales_.pop_front();
+  return {.loss = totals[0] * scale, .grad_norm = std::sqrt(totals[1])};
+}
+
+StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
+  WEFT_CHECK(reports_.unread() == 0, reports_.unread(),
+             " earlier steps have a report that was not read");
+  enqueue(step, batches, global_labels);
+  return report();
 }
 
 void Trainer::compute_gradients(std::span<const Batch> batches, StepContext& ctx) {

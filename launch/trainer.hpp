@@ -1,6 +1,7 @@
 // Trainer: one rank's model, memory and optimizer, and the step that drives them.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <span>
@@ -12,6 +13,7 @@
 #include "models/model_stage.hpp"
 #include "parallel/data/sharded_optimizer.hpp"
 #include "parallel/pipeline/channels.hpp"
+#include "src/tensor/readback.hpp"
 #include "src/tensor/staging.hpp"
 
 namespace weft {
@@ -64,10 +66,19 @@ class Trainer {
   Trainer(const Config& config, World& world, const MemoryPlan& memory,
           const StandIns& stand_ins = {});
 
-  /// One optimizer step over this rank's micro-batches. `step` counts from 0; `global_labels` is
-  /// the number of labelled tokens of the global batch. When the gradient is not finite the
-  /// parameters stay as they are, and the report says so. On a GPU the host waits for it once, for
-  /// the report, when all of the step is enqueued.
+  /// Enqueues one optimizer step over this rank's micro-batches, whose tokens are read before it
+  /// returns; on the CPU it is done then, on a GPU the host has waited for nothing but transfers
+  /// through it. `step` counts from 0; `global_labels` is the number of labelled tokens of the
+  /// global batch. At most kStepsInFlight steps have a report that was not read.
+  ///
+  /// A step whose loss or gradient is not finite leaves parameters and moments as they are, as do
+  /// all steps after it, enqueued already or not; its report says so.
+  void enqueue(int64_t step, std::span<const Batch> batches, int64_t global_labels);
+  /// Of the oldest step whose report was not read; there is one. Waits until a GPU has done it.
+  StepReport report();
+  static constexpr int kStepsInFlight = 2;
+
+  /// enqueue() and its report(), which is the only one not read.
   StepReport step(int64_t step, std::span<const Batch> batches, int64_t global_labels);
 
   Model& model() { return model_; }
@@ -90,9 +101,11 @@ class Trainer {
   MemoryPlan peaks() const;
   std::vector<Arena::Item> at_peak() const;
 
-  /// How often this rank has waited for a GPU so far: once a step, and in transfers through the
-  /// host.
-  int64_t host_waits() const { return reports_ + mesh_.host_waits() + channels_.host_waits(); }
+  /// How often this rank has waited for a GPU so far: for reports that were not there yet, and in
+  /// transfers through the host.
+  int64_t host_waits() const {
+    return reports_.waits() + mesh_.host_waits() + channels_.host_waits();
+  }
 
   /// Runs the next steps on `stream`, which works on the same device, the CPU or meta; for
   /// measuring.
@@ -106,14 +119,13 @@ class Trainer {
  private:
   std::optional<Muon> make_muon();
   void compute_gradients(std::span<const Batch> batches, StepContext& ctx);
-  StepReport report(double loss_scale);
 
   Config config_;
   Ledger predicted_, counted_;
   std::map<std::string, Cost> kernels_;
-  Device target_;              // where kernels run, or on the meta device are planned to
-  Staging staging_;            // before the stream, which ends its copies first
-  cuda::PinnedMemory report_;  // of totals_, where those are on a GPU
+  Device target_;     // where kernels run, or on the meta device are planned to
+  Staging staging_;   // before the stream, which ends its copies first
+  Readback reports_;  // of totals_; before the stream too
   std::unique_ptr<Stream> compute_;
   PipelineSchedule schedule_;
   std::vector<ModelPiece> pieces_;  // of all stages
@@ -126,8 +138,8 @@ class Trainer {
   ParameterStore store_;
   ParameterTraffic traffic_;
   ShardedOptimizer optimizer_;
-  Tensor totals_;        // [2] f64: sum of token losses, squared gradient norm
-  int64_t reports_ = 0;  // read from a GPU
+  Tensor totals_;                   // [2] f64: sum of token losses, squared gradient norm
+  std::deque<double> loss_scales_;  // of the steps whose reports were not read
   Probe probe_;
   std::function<void()> before_update_;
 };

@@ -1,9 +1,16 @@
-// Host copies and staging where nothing is on a GPU: in place on the CPU, measured on meta.
+// Host copies and staging where nothing is on a GPU: in place on the CPU, measured on meta. Results
+// that the host reads later.
 #include "src/tensor/staging.hpp"
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <future>
+#include <thread>
+
+#include "src/kernels/pointwise.hpp"
 #include "src/tensor/host_copy.hpp"
+#include "src/tensor/readback.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
@@ -41,7 +48,64 @@ TEST(Staging, OfMetaMeasuresTheLargestStep) {
     for (const int64_t n : step) EXPECT_EQ(staging.reserve(slot(DType::i64, n)).numel(), n);
     staging.send(*stream);
   }
-  EXPECT_EQ(staging.peak(), 64 + 832);  // 40 and 800 bytes, each of whole 64
+  // 40 and 800 bytes, each of whole 64, of two steps in a row.
+  EXPECT_EQ(staging.peak(), 2 * (64 + 832));
+}
+
+// ---- Results of a stream
+
+/// The stream stands still while the host sends all that there is room for.
+TEST(Readback, GivesResultsInTheirOrderOnceTheyAreThere) {
+  std::promise<void> go;
+  Readback results(Device::cpu, 2, /*slots=*/3);
+  const Owned result(DType::f64, {2});
+  const auto stream = make_worker_stream("results");
+  stream->enqueue([wait = go.get_future().share()] { wait.wait(); });
+  const auto send = [&](double value) {
+    fill({.y = result, .value = value}, *stream);
+    results.send(result, *stream);
+  };
+  for (const double value : {1.0, 2.0, 3.0}) send(value);
+  EXPECT_EQ(results.unread(), 3);
+  EXPECT_THROW(results.send(result, *stream), Error) << "no slot is free";
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    go.set_value();
+  });
+  EXPECT_EQ(results.read(), (std::vector<double>{1, 1}));
+  EXPECT_EQ(results.waits(), 1);
+  later.join();
+  send(4);
+  for (const double value : {2.0, 3.0, 4.0}) {
+    EXPECT_EQ(results.read(), (std::vector<double>{value, value}));
+  }
+  EXPECT_EQ(results.unread(), 0);
+  EXPECT_THROW(results.read(), Error) << "nothing was sent";
+}
+
+TEST(Readback, OfASynchronousStreamNeverWaits) {
+  Readback results(Device::cpu, 1, /*slots=*/1);
+  for (const double value : {5.0, 6.0}) {
+    results.send(filled(DType::f64, {1}, value), cpu_stream());
+    EXPECT_EQ(results.read(), std::vector<double>{value});
+  }
+  EXPECT_EQ(results.waits(), 0);
+}
+
+TEST(Readback, RethrowsWhatTheWorkFailedWith) {
+  Readback results(Device::cpu, 1, /*slots=*/1);
+  const Owned result(DType::f64, {1});
+  const auto stream = make_worker_stream("results");
+  stream->enqueue([] { throw Error(ExitCode::hang, "a lost peer"); });
+  results.send(result, *stream);
+  EXPECT_THROW(results.read(), Error);
+}
+
+TEST(Readback, OfMetaIsZero) {
+  Readback results(Device::meta, 2, /*slots=*/1);
+  const int64_t dims[] = {2};
+  results.send(Tensor::view(nullptr, DType::f64, Device::meta, dims), *make_meta_stream({}));
+  EXPECT_EQ(results.read(), (std::vector<double>{0, 0}));
 }
 
 }  // namespace

@@ -424,10 +424,14 @@ TEST(DryRun, ShowsTheLayersOfEveryStage) {
 }
 
 TEST(Train, ADivergedRunLeavesWith70) {
-  const CommandResult run =
-      run_command(train(weft_alone(), fresh_folder(), "--set optimizer.lr=1e300"));
+  const std::string folder = fresh_folder();
+  const CommandResult run = run_command(train(weft_alone(), folder, "--set optimizer.lr=1e300"));
   EXPECT_EQ(run.code, 70) << run.out;
-  EXPECT_EQ(run.lines("weft: step").size(), 1u) << run.out;
+  ASSERT_EQ(run.lines("weft: step").size(), 1u) << run.out;
+  const std::string line = run.lines("weft: step").front();
+  EXPECT_TRUE(line.starts_with("weft: step 1: the loss is ")) << line;
+  EXPECT_TRUE(line.ends_with("; the parameters were left as they were before it")) << line;
+  EXPECT_EQ(metric(folder, "step"), (std::vector<double>{0, 1}));
 }
 
 TEST(Train, LeavesTheFilesOfTheContract) {

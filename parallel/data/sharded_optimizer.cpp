@@ -52,7 +52,7 @@ void ShardedOptimizer::reduce(const Tensor& squared_norm, StepContext& ctx) {
   traffic_.finish_gradients(ctx.compute);
   const Scope scope(ctx.scratch);
   const Tensor norm_piece = ctx.scratch.allocate("norm piece", DType::f64, {1});
-  fill({.y = squared_norm, .value = 0}, ctx.compute);
+  begin_norm({.squared_norm = squared_norm, .loss_sum = ctx.loss_sum}, ctx.compute);
   for (const ParameterShard& shard : traffic_.shards()) {
     squared_sum({.total = squared_norm, .x = shard.gradient}, ctx.compute);
   }

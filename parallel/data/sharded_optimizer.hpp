@@ -40,7 +40,10 @@ class ShardedOptimizer {
                    const MuonConfig& muon_config = {}, std::optional<Muon> muon = {});
 
   /// Waits until gradients are summed over their holders, and takes their global norm (all-reduce
-  /// over all ranks). squared_norm: [1] f64, overwritten with the same bits on every rank.
+  /// over all ranks). squared_norm: [1] f64, of the step before (0 before the first), overwritten
+  /// with the same bits on every rank. It is not finite where the gradient or the loss of any rank
+  /// is not, nor from then on, and where it is not update() changes nothing: neither that step nor
+  /// those enqueued behind it move the parameters.
   void reduce(const Tensor& squared_norm, StepContext& ctx);
   /// One update after reduce(), `step` counting from 1: own pieces, which the traffic then brings
   /// to the other holders where those have whole values.

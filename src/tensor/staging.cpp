@@ -4,15 +4,16 @@
 
 namespace weft {
 
-Staging::Staging(Device target, int64_t capacity) : target_(target), capacity_(capacity) {
-  if (target_ == Device::cuda && capacity_ > 0) {
-    memory_ = cuda::allocate_pinned("staging of inputs", capacity_);
+Staging::Staging(Device target, int64_t capacity) : target_(target), room_(capacity / kSteps) {
+  if (target_ == Device::cuda && capacity > 0) {
+    memory_ = cuda::allocate_pinned("staging of inputs", capacity);
   }
 }
 
 void Staging::begin_step() {
-  sent_.wait();
-  sent_ = {};
+  turn_ = (turn_ + 1) % kSteps;
+  sent_[turn_].wait();
+  sent_[turn_] = {};
   used_ = 0;
 }
 
@@ -22,13 +23,13 @@ Tensor Staging::reserve(const Tensor& slot) {
   constexpr int64_t kAlignment = 64;
   const int64_t begin = used_;
   used_ += (slot.nbytes() + kAlignment - 1) / kAlignment * kAlignment;
-  peak_ = std::max(peak_, used_);
+  largest_ = std::max(largest_, used_);
   if (slot.device == Device::meta) return slot;
-  WEFT_REQUIRE(used_ <= capacity_, ExitCode::memory, "staging of inputs: ", slot.text(),
-               " asks for ", slot.nbytes(), " bytes, ", begin, " of ", capacity_, " are in use");
+  WEFT_REQUIRE(used_ <= room_, ExitCode::memory, "staging of inputs: ", slot.text(), " asks for ",
+               slot.nbytes(), " bytes, ", begin, " of ", room_, " are in use");
   Tensor host = slot;
   host.device = Device::cpu;
-  host.data = memory_.get() + begin;
+  host.data = memory_.get() + turn_ * room_ + begin;
   reserved_.push_back({slot, host});
   return host;
 }
@@ -39,7 +40,7 @@ void Staging::send(Stream& stream) {
     cuda::copy_bytes(to.data, from.data, to.nbytes(), stream);
   }
   reserved_.clear();
-  sent_ = stream.record();
+  sent_[turn_] = stream.record();
 }
 
 }  // namespace weft

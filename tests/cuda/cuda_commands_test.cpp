@@ -105,6 +105,19 @@ TEST_F(CommandsOnGpus, TwoDeterministicRunsOverNcclEndWithOneChecksum) {
   }
 }
 
+TEST_F(CommandsOnGpus, ADivergedRunNamesTheStepThatWasNotTaken) {
+  const std::string folder = fresh_folder();
+  const CommandResult result = run_command(
+      concat(weft_alone(), " train configs/quickstart.yaml --strict --output ", folder,
+             " --set data.path=synthetic --set train.steps=6 --set optimizer.warmup_steps=0 ",
+             "--set optimizer.lr=1e300 --set train.device=cuda --set mesh.sequence=1"));
+  EXPECT_EQ(result.code, 70) << result.out;
+  ASSERT_EQ(result.lines("weft: step").size(), 1u) << result.out;
+  EXPECT_TRUE(result.lines("weft: step").front().starts_with("weft: step 1: the loss is "))
+      << result.out;
+  EXPECT_EQ(metric(folder, "step"), (std::vector<double>{0, 1}));
+}
+
 /// Exit code and output of parity in f32 on two ranks.
 void expect_parity(const std::string& program, const std::string& arguments) {
   const CommandResult result =
@@ -133,14 +146,13 @@ TEST_F(CommandsOnGpus, HoldParityOverNcclOnOneCard) {
   if (!has_nccl()) GTEST_SKIP() << "needs NCCL";
   for (const char* mesh : {"sequence=4", "sequence=2,tensor=2", "data=2,sequence=2"}) {
     SCOPED_TRACE(mesh);
-    const CommandResult result = run_command(
-        concat(WEFT_SOURCE_DIR "/tools/nccl_on_one_gpu.sh 4 ", weft_alone(),
-               " parity configs/parity.yaml --device cuda --dtype f32 --steps 1 --comm nccl --mesh ",
-               mesh,
-               " --set 'model.layer_pattern=*L*L*L*L*L' --set model.num_hidden_layers=10 "
-               "--set model.linear.family=simple_gla "
-               "--set 'sequence.attention=[ring, lightseq, allgather, ulysses, rsa]' "
-               "--set 'sequence.state=[lasp, lasp2, zeco, doubling, two_level]'"));
+    const CommandResult result = run_command(concat(
+        WEFT_SOURCE_DIR "/tools/nccl_on_one_gpu.sh 4 ", weft_alone(),
+        " parity configs/parity.yaml --device cuda --dtype f32 --steps 1 --comm nccl --mesh ", mesh,
+        " --set 'model.layer_pattern=*L*L*L*L*L' --set model.num_hidden_layers=10 "
+        "--set model.linear.family=simple_gla "
+        "--set 'sequence.attention=[ring, lightseq, allgather, ulysses, rsa]' "
+        "--set 'sequence.state=[lasp, lasp2, zeco, doubling, two_level]'"));
     EXPECT_EQ(result.code, 0) << result.out;
   }
 }

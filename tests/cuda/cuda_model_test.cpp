@@ -1,7 +1,11 @@
 // Whole training steps on GPUs, in f32 and bf16: golden models, parity with one rank and with the
 // naive oracle, the CPU's results, equal bits in two runs, what a step waits for.
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <future>
 #include <mutex>
+#include <thread>
 
 #include "launch/samples.hpp"
 #include "src/kernels/cuda/cudnn_attention.hpp"
@@ -9,6 +13,7 @@
 #include "tests/cuda/rank_starts.hpp"
 #include "tests/golden_run.hpp"
 #include "tests/parity_testing.hpp"
+#include "tests/steps_ahead_testing.hpp"
 
 namespace weft {
 namespace {
@@ -73,8 +78,8 @@ TEST_P(ModelsOnGpus, EqualOneRank) {
   }
 }
 
-/// A step waits for its GPU once, at its end; transfers through the host are counted beside.
-TEST_P(ModelsOnGpus, WaitOnceAStep) {
+/// Transfers through the host wait for a GPU; nothing else inside a step does.
+TEST_P(ModelsOnGpus, WaitForNoGpuInsideAStep) {
   const Config config = on_mesh(gpu_config(), 1, ranks());
   const bool staged = GetParam().transport == RankStart::Transport::staged;
   const auto source = open_samples(config);
@@ -84,13 +89,15 @@ TEST_P(ModelsOnGpus, WaitOnceAStep) {
         make_batch_loader(config, *source, coordinate_of(config.mesh, world.rank()));
     for (int64_t step = 0; step < 3; ++step) {
       const int64_t before = trainer.host_waits();
-      trainer.step(step, loader.load(step), loader.global_labels(step));
-      const int64_t waits = trainer.host_waits() - before;
+      trainer.enqueue(step, loader.load(step), loader.global_labels(step));
+      const int64_t enqueued = trainer.host_waits();
       if (staged) {
-        EXPECT_GT(waits, 1);
+        EXPECT_GT(enqueued, before);
       } else {
-        EXPECT_EQ(waits, 1);
+        EXPECT_EQ(enqueued, before);
       }
+      trainer.report();
+      EXPECT_LE(trainer.host_waits(), enqueued + 1);
     }
   });
 }
@@ -369,31 +376,62 @@ TEST_F(SoftmaxInBf16OnAGpu, HasEqualBitsInTwoRunsWhereAskedTo) {
   }
 }
 
-TEST_F(ModelOnAGpu, TakesNoStepOfAGradientThatIsNotFinite) {
-  const Config config = on_mesh(gpu_config(), 1, 2);
+/// Fewer kernels a step than a card queues.
+Config small_gpu_config(const Sets& sets = {}) {
+  return gpu_config(
+      joined({"data.seq_length=64", "train.global_batch_size=2", "train.micro_batch_size=2",
+              "model.num_hidden_layers=2", "train.steps=5"},
+             sets));
+}
+
+TEST_F(ModelOnAGpu, EqualsAStepAheadAHostThatWaits) {
+  expect_same_steps_ahead(on_one_rank(small_gpu_config()));
+  expect_same_steps_ahead(on_mesh(small_gpu_config({"optimizer.zero=3"}), 2, 2));
+  expect_same_steps_ahead(on_mesh(small_gpu_config({"train.micro_batch_size=1"}), 1, 2));
+}
+
+TEST_F(ModelOnAGpu, TakesNoStepFromABadOneOn) {
+  for (const char* optimizer : {"adamw", "muon"}) {
+    SCOPED_TRACE(optimizer);
+    const Sets sets = {concat("optimizer.name=", optimizer)};
+    expect_no_step_from_a_bad_one_on(on_one_rank(small_gpu_config(sets)));
+    expect_no_step_from_a_bad_one_on(on_mesh(small_gpu_config(sets), 1, 2));
+    const Sets bf16 = {"train.precision=bf16", "model.layer_pattern=L",
+                       "model.linear.family=lightning"};
+    expect_no_step_from_a_bad_one_on(on_mesh(small_gpu_config(joined(sets, bf16)), 2, 1));
+  }
+}
+
+/// The host enqueues two steps, from batches that are gone then, while the GPU stands still.
+TEST_F(ModelOnAGpu, HasTwoStepsInFlight) {
+  const Config config = on_one_rank(small_gpu_config());
   const auto source = open_samples(config);
   threads_of(config)([&](World& world) {
     Trainer trainer(config, world, plan_step(config, world.rank()).memory);
     const BatchLoader loader =
         make_batch_loader(config, *source, coordinate_of(config.mesh, world.rank()));
-    const auto parameters = [&] {
-      return values(HostCopy(trainer.parameters().values(), trainer.compute()).tensor());
-    };
-    const auto step = [&](int64_t i) {
-      return trainer.step(i, loader.load(i), loader.global_labels(i));
-    };
-    const std::vector<double> initial = parameters();
-    EXPECT_TRUE(std::isfinite(step(0).grad_norm));
-    const std::vector<double> trained = parameters();
-    EXPECT_FALSE(same_bits(initial, trained));
-
-    const Parameter& last = *trainer.parameters().parameters().back();
-    write_on_host(trainer.parameters().value(last), trainer.compute(), [](const Tensor& host) {
-      std::fill_n(host.as<float>(), host.numel(), std::numeric_limits<float>::infinity());
+    for (const int64_t step : {0, 1}) {  // which load what a kernel's first call loads
+      trainer.step(step, loader.load(step), loader.global_labels(step));
+    }
+    std::promise<void> go;
+    std::atomic<bool> waited_for = false;
+    trainer.compute().enqueue([&waited_for, gone = go.get_future().share()] {
+      waited_for = gone.wait_for(std::chrono::seconds(20)) != std::future_status::ready;
     });
-    const std::vector<double> broken = parameters();
-    EXPECT_FALSE(std::isfinite(step(1).grad_norm));
-    EXPECT_TRUE(same_bits(parameters(), broken));
+    const int64_t before = trainer.host_waits();
+    for (const int64_t step : {2, 3}) {
+      trainer.enqueue(step, loader.load(step), loader.global_labels(step));
+    }
+    EXPECT_EQ(trainer.host_waits(), before);
+    std::thread later([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      go.set_value();
+    });
+    trainer.report();
+    EXPECT_EQ(trainer.host_waits(), before + 1);
+    trainer.report();
+    later.join();
+    EXPECT_FALSE(waited_for) << "the host waited for the GPU inside a step";
   });
 }
 
