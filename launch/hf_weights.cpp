@@ -1,10 +1,12 @@
 #include "launch/hf_weights.hpp"
 
+#include <algorithm>
+#include <map>
 #include <set>
 
 #include "launch/safetensors.hpp"
 #include "models/model.hpp"
-#include "src/tensor/host_copy.hpp"
+#include "models/set_values.hpp"
 
 namespace weft {
 namespace {
@@ -15,31 +17,40 @@ std::string dims_text(const std::vector<int64_t>& dims) {
   return "[" + text + "]";
 }
 
+/// Fills parts of one parameter with what the file has under its name.
+void set_from_file(const SafetensorsFile& file, const std::vector<const HeldValues*>& parts,
+                   Stream& stream) {
+  const Parameter& parameter = *parts.front()->parameter;
+  const auto here = [](const HeldValues* part) { return part->begin < part->end; };
+  if (std::none_of(parts.begin(), parts.end(), here)) return;
+  visit_float(accumulator_of(parts.front()->values.dtype), [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<T> whole(parameter.global_numel());
+    file.read<T>(parameter.name, std::span<T>(whole));
+    for (const HeldValues* part : parts) {
+      if (here(part))
+        set_values(
+            *part, [&](int64_t i) { return whole[i]; }, stream);
+    }
+  });
+}
+
 }  // namespace
 
 void load_hf_weights(const std::string& folder, const ModelConfig& model,
-                     const std::vector<HeldValues>& held, Stream& stream) {
+                     const std::vector<HeldValues>& parts, Stream& stream) {
   const SafetensorsFile file(folder + "/model.safetensors");
   std::set<std::string> unused;
   for (const std::string& name : file.names()) unused.insert(name);
-  for (const HeldValues& part : held) {
-    const Parameter* parameter = part.parameter;
-    const std::string& name = parameter->name;
+  std::map<std::string, std::vector<const HeldValues*>> parts_of;  // a tensor is read once
+  for (const HeldValues& part : parts) parts_of[part.parameter->name].push_back(&part);
+  for (const auto& [name, of_one] : parts_of) {
+    const Parameter& parameter = *of_one.front()->parameter;
     WEFT_REQUIRE(file.contains(name), ExitCode::data, file.path(), ": no tensor '", name, "'");
     const std::vector<int64_t> shape = file.entry(name).shape;
-    WEFT_REQUIRE(shape == parameter->shape, ExitCode::data, file.path(), ": '", name,
-                 "': expected shape ", dims_text(parameter->shape), ", got ", dims_text(shape));
-    if (part.begin == part.end) continue;
-    write_on_host(part.values, stream, [&](const Tensor& value) {
-      visit_float(value.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        std::vector<T> whole(parameter->global_numel());
-        file.read<T>(name, std::span<T>(whole));
-        for (int64_t i = 0; i < value.numel(); ++i) {
-          value.as<T>()[i] = whole[parameter->global_index(part.begin + i)];
-        }
-      });
-    });
+    WEFT_REQUIRE(shape == parameter.shape, ExitCode::data, file.path(), ": '", name,
+                 "': expected shape ", dims_text(parameter.shape), ", got ", dims_text(shape));
+    set_from_file(file, of_one, stream);
   }
   Model whole(model, {}, /*loss_slice=*/1);
   for (const Parameter* parameter : whole.parameters()) unused.erase(parameter->name);

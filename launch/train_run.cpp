@@ -135,7 +135,7 @@ ExitCode TrainRun::run(World& world) {
     predicted_card_bytes_ = before + plan_.memory.peak() + cuda::kWorkspaceBytes + group_bytes_;
   }
   if (!config_.from_hf.empty())
-    load_hf_weights(config_.from_hf, config_.model, trainer.held(), trainer.compute());
+    load_hf_weights(config_.from_hf, config_.model, trainer.start_values(), trainer.compute());
   const BatchLoader loader =
       make_batch_loader(config_, *source_, coordinate_of(config_.mesh, rank_));
   if (metrics_) describe();

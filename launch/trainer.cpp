@@ -131,7 +131,9 @@ Trainer::Trainer(const Config& config, World& world, const MemoryPlan& memory,
       optimizer_(adamw_config(config.optimizer), traffic_, state_,
                  {.momentum = config.optimizer.muon_momentum}, make_muon()),
       totals_(state_.allocate_zeros("totals", DType::f64, {2})) {
-  if (world.device() != Device::meta) set_initial_values(held(), config.train.seed, *compute_);
+  if (world.device() != Device::meta) {
+    set_initial_values(start_values(), config.train.seed, *compute_);
+  }
 }
 
 void Trainer::enqueue(int64_t step, std::span<const Batch> batches, int64_t global_labels) {
@@ -211,6 +213,13 @@ std::optional<Muon> Trainer::make_muon() {
 
 std::vector<ModelPiece> Trainer::pieces() const {
   return pieces_of_stage(schedule_, pieces_, channels_.stage());
+}
+
+std::vector<HeldValues> Trainer::start_values() const {
+  std::vector<HeldValues> values = held();
+  const std::vector<HeldValues> of_masters = masters();
+  values.insert(values.end(), of_masters.begin(), of_masters.end());
+  return values;
 }
 
 void Trainer::set_compute(std::unique_ptr<Stream> stream) {

@@ -85,6 +85,10 @@ class Trainer {
   const ParameterStore& parameters() const { return store_; }
   /// What it has of their values between steps.
   std::vector<HeldValues> held() const { return traffic_.held(); }
+  /// In bf16 the f32 masters of those that this rank updates.
+  std::vector<HeldValues> masters() const { return optimizer_.masters(); }
+  /// Both: what a run starts from. They are of the config's seed until others are set in all.
+  std::vector<HeldValues> start_values() const;
   /// What this rank updates.
   std::vector<OwnedPiece> owned() const { return optimizer_.owned(); }
   /// The model's pieces that this rank's stage has.

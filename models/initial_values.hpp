@@ -7,9 +7,9 @@
 
 namespace weft {
 
-/// Fills what a rank holds of all parameters: an element of a parameter depends on (seed, its name,
-/// its global index) and on nothing else, so that any mesh and any device starts from the same
-/// model. They are made on the host; `stream` carries them to a GPU.
-void set_initial_values(const std::vector<HeldValues>& held, uint64_t seed, Stream& stream);
+/// Fills parts of parameters: an element of a parameter depends on (seed, its name, its global
+/// index) and on nothing else but the type it is rounded to, so that any mesh and any device starts
+/// from the same model. They are made on the host; `stream` carries them to a GPU.
+void set_initial_values(const std::vector<HeldValues>& parts, uint64_t seed, Stream& stream);
 
 }  // namespace weft

@@ -93,7 +93,7 @@ class GoldenRun {
  private:
   void run_rank(World& world) {
     Trainer trainer(config_, world, plan_step(config_, world.rank()).memory);
-    load_hf_weights(folder_, trainer.model().config(), trainer.held(), trainer.compute());
+    load_hf_weights(folder_, trainer.model().config(), trainer.start_values(), trainer.compute());
     const Cuts cuts = Cuts::even(expected_.length, trainer.mesh().size(Axis::sequence));
     const int shard = trainer.mesh().at(Axis::sequence);
     const bool has_first = trainer.mesh().at(Axis::data) == 0;

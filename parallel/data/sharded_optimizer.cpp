@@ -45,7 +45,7 @@ ShardedOptimizer::ShardedOptimizer(const AdamWConfig& config, ParameterTraffic& 
   }
   m_ = arena.allocate_zeros(muon_ ? "momentum" : "adam m", wide, {traffic.size()});
   v_ = arena.allocate_zeros("adam v", wide, {second_moments});
-  if (dtype != wide) masters_ = arena.allocate("masters", wide, {traffic.size()});
+  if (dtype != wide) masters_ = arena.allocate_zeros("masters", wide, {traffic.size()});
 }
 
 void ShardedOptimizer::reduce(const Tensor& squared_norm, StepContext& ctx) {
@@ -84,7 +84,6 @@ void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& 
   int64_t second_moments = 0;
   for (const ParameterShard& shard : traffic_.shards()) {
     const auto own = [&](const Tensor& t) { return t.slice(0, shard.at, shard.at + shard.size()); };
-    if (masters_ && !has_masters_) convert({.y = own(masters_), .x = shard.value}, ctx.compute);
     const Tensor updated = masters_ ? own(masters_) : shard.value;
     for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
       const auto range = [&](const Tensor& t) { return t.slice(0, part.begin, part.end); };
@@ -117,8 +116,19 @@ void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& 
     if (masters_) convert({.y = shard.value, .x = updated}, ctx.compute);
     traffic_.publish(shard, ctx.compute);
   }
-  has_masters_ = true;
   traffic_.finish_update(ctx.compute);
+}
+
+std::vector<HeldValues> ShardedOptimizer::masters() const {
+  std::vector<HeldValues> masters;
+  for (const OwnedPiece& piece : owned()) {
+    if (!piece.master) continue;
+    masters.push_back({.parameter = piece.parameter,
+                       .begin = piece.begin,
+                       .end = piece.end,
+                       .values = piece.master});
+  }
+  return masters;
 }
 
 std::vector<OwnedPiece> ShardedOptimizer::owned() const {
@@ -132,9 +142,8 @@ std::vector<OwnedPiece> ShardedOptimizer::owned() const {
            .end = begin + part.size(),
            .value = shard.value.slice(0, part.begin, part.end),
            .gradient = shard.gradient.slice(0, part.begin, part.end),
-           .master = masters_ && has_masters_
-                         ? masters_.slice(0, shard.at + part.begin, shard.at + part.end)
-                         : Tensor{}});
+           .master = masters_ ? masters_.slice(0, shard.at + part.begin, shard.at + part.end)
+                              : Tensor{}});
     });
   }
   return pieces;

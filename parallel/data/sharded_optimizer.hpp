@@ -49,6 +49,9 @@ class ShardedOptimizer {
   /// to the other holders where those have whole values.
   void update(double learning_rate, int64_t step, const Tensor& squared_norm, StepContext& ctx);
 
+  /// Where values are rounded to bf16, the f32 masters of what the rank updates; none otherwise.
+  /// Whoever sets values sets them: updates start from the masters, and round them to values.
+  std::vector<HeldValues> masters() const;
   /// Every element of the model is owned by one rank. Gradients are those after reduce(), until
   /// update().
   std::vector<OwnedPiece> owned() const;
@@ -64,12 +67,9 @@ class ShardedOptimizer {
   MuonConfig muon_config_;
   ParameterTraffic& traffic_;
   std::optional<Muon> muon_;
-  Tensor m_;  // [traffic.size()], of the gradients' type
-  Tensor v_;  // the same of what takes AdamW, one after the other
-  /// As m_: where the values are rounded to bf16, the own pieces of them that are not. Taken from
-  /// the values at the first step.
-  Tensor masters_;
-  bool has_masters_ = false;
+  Tensor m_;        // [traffic.size()], of the gradients' type
+  Tensor v_;        // the same of what takes AdamW, one after the other
+  Tensor masters_;  // as m_: where the values are rounded to bf16, the own pieces that are not
 };
 
 }  // namespace weft

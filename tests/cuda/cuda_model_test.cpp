@@ -13,6 +13,7 @@
 #include "tests/cuda/rank_starts.hpp"
 #include "tests/golden_run.hpp"
 #include "tests/parity_testing.hpp"
+#include "tests/start_values_testing.hpp"
 #include "tests/steps_ahead_testing.hpp"
 
 namespace weft {
@@ -284,6 +285,32 @@ TEST_F(SoftmaxInBf16OnAGpu, OfWindowsProjectedKeysAndHybrids) {
   expect("hybrid",
          {"model.layer_pattern=L*G", "model.linear.num_heads=2", "model.linear.family=gla",
           "model.delta.num_heads=2", "model.delta.head_dim=16", "data.documents=false"});
+}
+
+/// Masters are the file's numbers, and at a learning rate of 0 a step leaves them so; the loss is
+/// the golden run's but for the rounding of the weights and of what is computed.
+TEST_F(SoftmaxInBf16OnAGpu, StartsFromAFileInItsOwnPrecision) {
+  const std::string folder = golden_folder() + "/llama-gqa";
+  const Expected expected(folder);
+  const WholeValues wanted = values_of_file(folder);
+  const double loss = expected.read("loss")[0];
+  for (const int ranks : {1, 2}) {
+    Config config = golden_config(folder, expected, DType::bf16, mesh_along(Axis::sequence, ranks));
+    config.train.device = DeviceChoice::cuda;
+    config.optimizer.lr = 0;
+    const Cuts cuts = Cuts::even(expected.length, ranks);
+    threads_of(config)([&](World& world) {
+      Trainer trainer(config, world, plan_step(config, world.rank()).memory);
+      load_hf_weights(folder, config.model, trainer.start_values(), trainer.compute());
+      EXPECT_GT(expect_values(trainer.masters(), wanted, trainer.compute()), 0);
+      const Batch batch = expected.batch(0, 0, expected.sequences, cuts.begin(world.rank()),
+                                         cuts.end(world.rank()));
+      const StepReport report = trainer.step(0, {&batch, 1}, expected.sequences * expected.length);
+      std::printf("%d ranks: loss %.6f, golden %.6f\n", ranks, report.loss, loss);
+      EXPECT_NEAR(report.loss / loss, 1, 1e-3);
+      expect_values(trainer.start_values(), wanted, trainer.compute());
+    });
+  }
 }
 
 /// A mistake on a GPU is found where it is: reports are of what the GPU computed.
