@@ -3,10 +3,10 @@
 #   tools/sanitize_cuda.sh [--tools "memcheck racecheck initcheck synccheck"] [--tests GTEST_FILTER]
 #                          [--seconds N] [--jobs N] [BUILD_FOLDER]
 # Under every tool: all kernels at the odd shapes that `weft bench kernels` compares with the CPU twin,
-# in bf16 and in f32, and the tests of cuda_kernel_tests that the filter names (none unless given), each
-# in a process of its own, a few at a time. Only our own kernels are looked at, not those of libraries.
-# What takes longer than N seconds (300) counts as cut short. The last line says how many each tool
-# passed; logs are in BUILD_FOLDER/sanitizer.
+# in bf16 and in f32, and the tests of cuda_kernel_tests that the filter names (none unless given), in
+# four parts. Only our own kernels are looked at, not those of libraries. A run that takes longer than N
+# seconds (300) counts as cut short. The last line says how many runs each tool passed; logs are in
+# BUILD_FOLDER/sanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,24 +27,20 @@ logs=$folder/sanitizer
 rm -rf "$logs"
 mkdir -p "$logs"
 
-# A line is what to run: "bench DTYPE KERNEL" or "test SUITE.CASE", those of several types together.
+# A line is what to run: "bench DTYPE" or "tests PART".
 list() {
-  "$folder/weft" bench kernels --repeats 0 --dtype f32 | awk 'NR > 2 { print $1 }' | sort -u |
-    while read -r kernel; do
-      for dtype in bf16 f32; do echo "bench $dtype $kernel"; done
-    done
-  [ -z "$tests" ] || "$folder/tests/cuda/cuda_kernel_tests" --gtest_list_tests --gtest_filter="$tests" |
-    awk '/^[^ ]/ { suite = $1 } /^ / { name = $1; sub(/\/.*/, "", name); print "test " suite name }' |
-    sort -u
+  printf 'bench bf16\nbench f32\n'
+  [ -z "$tests" ] || printf 'tests %d\n' 0 1 2 3
 }
 
 check() {  # tool, what to run
-  local tool=$1 status=0
-  shift
-  local log=$logs/$tool.$(echo "$*" | tr ' /' '__').log
-  case $1 in
-    bench) set -- "$folder/weft" bench kernels --device cuda --repeats 0 --dtype "$2" --kernels "$3" ;;
-    test) set -- "$folder/tests/cuda/cuda_kernel_tests" --gtest_filter="$2:$2/*" ;;
+  local tool=$1 status=0 log=$logs/$1.$2.$3.log
+  case $2 in
+    bench) set -- "$folder/weft" bench kernels --device cuda --repeats 0 --dtype "$3" ;;
+    tests)
+      export GTEST_TOTAL_SHARDS=4 GTEST_SHARD_INDEX=$3
+      set -- "$folder/tests/cuda/cuda_kernel_tests" --gtest_filter="$tests"
+      ;;
   esac
   timeout "$seconds" "$sanitizer" --tool "$tool" --kernel-name kernel_substring=weft \
     --error-exitcode 9 "$@" >"$log" 2>&1 || status=$?
@@ -55,7 +51,7 @@ check() {  # tool, what to run
   esac
 }
 export -f check
-export logs seconds sanitizer folder
+export logs seconds sanitizer folder tests
 
 list >"$logs/list"
 for tool in $checks; do sed "s/^/$tool /" "$logs/list"; done |

@@ -11,10 +11,10 @@ namespace {
 /// The maps of all ranks, one after the other in one buffer.
 class GatheredMaps {
  public:
-  explicit GatheredMaps(const ScanLine& line)
+  GatheredMaps(const ScanLine& line, StepContext& ctx)
       : like_(line.own()),
         stride_(like_.state.numel() + (like_.transition ? like_.transition.numel() : 0)),
-        buffer_(line.allocate("lasp2 maps", {line.size() * stride_})) {}
+        buffer_(ctx.scratch.allocate("lasp2 maps", like_.state.dtype, {line.size() * stride_})) {}
 
   const Tensor& buffer() const { return buffer_; }
   Cuts cuts(int ranks) const { return Cuts::even(ranks * stride_, ranks); }
@@ -44,7 +44,7 @@ class Lasp2 final : public StateScan {
   PendingScan begin(const ScanElement& element, const Tensor& entering, ScanDirection direction,
                     const Tag& tag, StepContext& ctx) override {
     ScanLine line(element, entering, direction, tag, ctx);
-    const GatheredMaps maps(line);
+    const GatheredMaps maps(line, ctx);
     const StateMap own = maps.of_rank(line.ranks().rank());
     copy({.y = own.state, .x = line.own().state}, ctx.compute);
     if (own.transition) copy({.y = own.transition, .x = line.own().transition}, ctx.compute);

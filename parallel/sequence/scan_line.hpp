@@ -33,10 +33,9 @@ class ScanLine {
   const StateMap& own() const { return own_; }          // of this rank's shard
   const Tensor& entering() const { return entering_; }  // [R, K, V], to be written
 
-  /// In the scratch, until finish(), of the type of own(). What a transfer receives into, nothing
-  /// before it uses (Communicator::beside).
-  Tensor allocate(const char* name, std::initializer_list<int64_t> shape) const;
-  /// Like those of own().
+  /// Like those of own(), in the scratch, until finish(); what writes them first does so in the
+  /// order of stream(). What a transfer receives into, nothing before it uses
+  /// (Communicator::beside).
   Tensor allocate_state(const char* name) const;
   Tensor allocate_transition(const char* name) const;
 
@@ -57,6 +56,8 @@ class ScanLine {
   PendingScan pending() const;
 
  private:
+  Tensor allocate(const char* name, std::initializer_list<int64_t> shape) const;
+
   ScanDirection direction_;
   Tag tag_;
   StepContext& ctx_;

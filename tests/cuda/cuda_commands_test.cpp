@@ -68,7 +68,7 @@ Ending train_deterministically(const std::string& program, const std::string& se
   const CommandResult result = run_command(
       concat(program, " train configs/quickstart.yaml --strict --output ", folder,
              " --set data.path=synthetic --set data.documents=false --set train.steps=8 ",
-             "--set optimizer.warmup_steps=1 --set 'model.layer_pattern=*' ",
+             "--set optimizer.warmup_steps=1 ",
              "--set train.device=cuda --set train.precision=bf16 ",
              "--set train.deterministic=true ", sets));
   EXPECT_EQ(result.code, 0) << result.out;

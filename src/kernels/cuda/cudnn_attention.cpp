@@ -3,13 +3,14 @@
 #include <cudnn_frontend.h>
 
 #include <compare>
-#include <map>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "src/core/cuda/cuda_stream.hpp"
 #include "src/core/handle.hpp"
 #include "src/core/log.hpp"
+#include "src/kernels/cuda/plan_cache.hpp"
 
 namespace weft {
 
@@ -199,27 +200,14 @@ Plan make_plan(cudnnHandle_t library, const Shape& s) {
   return plan;
 }
 
-/// The plans of one thread, a rank's own: nothing is shared, nothing is locked.
-class Plans {
- public:
-  Plans() { WEFT_CALL(cudnnCreate(library_.out())); }
-
-  cudnnHandle_t library() const { return library_.get(); }
-  const Plan& of(const Shape& shape) {
-    auto found = plans_.find(shape);
-    if (found == plans_.end()) {
-      found = plans_.emplace(shape, make_plan(library_.get(), shape)).first;
-    }
-    return found->second;
-  }
-
- private:
-  Library library_;
-  std::map<Shape, Plan> plans_;
-};
+using Plans = PlanCache<Library, Shape, Plan>;
 
 Plans& plans() {
-  thread_local Plans mine;
+  thread_local Plans mine = [] {
+    Library library;
+    WEFT_CALL(cudnnCreate(library.out()));
+    return Plans(std::move(library));
+  }();
   return mine;
 }
 
@@ -285,7 +273,7 @@ std::string cudnn_attention_forward(const CudnnOperands& operands, const Tensor&
   native(stream);  // its GPU is the thread's from here on
   Plans& cached = plans();
   const auto& [q, k, v, scale, mask, window] = operands;
-  const Plan& plan = cached.of(shape_of(operands, nullptr));
+  const Plan& plan = cached.of(shape_of(operands, nullptr), make_plan);
   if (std::string why = refused(plan, {&q, &k, &v, &out, &lse}, workspace); !why.empty()) {
     return why;
   }
@@ -301,7 +289,7 @@ std::string cudnn_attention_backward(const CudnnOperands& operands, const CudnnG
   Plans& cached = plans();
   const auto& [q, k, v, scale, mask, window] = operands;
   const Shape shape = shape_of(operands, &g.dout);
-  const Plan& plan = cached.of(shape);
+  const Plan& plan = cached.of(shape, make_plan);
   if (std::string why =
           refused(plan, {&q, &k, &v, &g.out, &g.dout, &g.lse, &g.dq, &g.dk, &g.dv}, workspace);
       !why.empty()) {

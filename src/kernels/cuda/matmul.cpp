@@ -7,9 +7,10 @@
 
 #include <algorithm>
 #include <compare>
-#include <map>
+#include <utility>
 
 #include "src/core/cuda/cuda_stream.hpp"
+#include "src/kernels/cuda/plan_cache.hpp"
 
 namespace weft {
 
@@ -128,27 +129,14 @@ Plan make_plan(cublasLtHandle_t library, const Shape& s) {
   return plan;
 }
 
-/// The plans of one thread, a rank's own: nothing is shared, nothing is locked.
-class Plans {
- public:
-  Plans() { WEFT_CALL(cublasLtCreate(library_.out())); }
-
-  cublasLtHandle_t library() const { return library_.get(); }
-  const Plan& of(const Shape& shape) {
-    auto found = plans_.find(shape);
-    if (found == plans_.end()) {
-      found = plans_.emplace(shape, make_plan(library_.get(), shape)).first;
-    }
-    return found->second;
-  }
-
- private:
-  Library library_;
-  std::map<Shape, Plan> plans_;
-};
+using Plans = PlanCache<Library, Shape, Plan>;
 
 Plans& plans() {
-  thread_local Plans mine;
+  thread_local Plans mine = [] {
+    Library library;
+    WEFT_CALL(cublasLtCreate(library.out()));
+    return Plans(std::move(library));
+  }();
   return mine;
 }
 
@@ -170,7 +158,7 @@ void matmul(const MatmulArgs& args, Stream& stream) {
     return;
   }
   Plans& cached = plans();
-  const Plan& plan = cached.of(shape);
+  const Plan& plan = cached.of(shape, make_plan);
   const float alpha = static_cast<float>(args.alpha), beta = args.accumulate ? 1.0f : 0.0f;
   WEFT_CALL(cublasLtMatmul(cached.library(), plan.description.get(), &alpha, args.b.data,
                            plan.b.get(), args.a.data, plan.a.get(), &beta, args.c.data,
