@@ -155,7 +155,7 @@ TEST(BenchKernels, MistakesLeaveWithTheirCode) {
       {"--dtype bf16", 2, "f32 or f64 on the CPU"},
       {"--device cuda --dtype f64", 2, "f32 or bf16 on a GPU"},
       {"--kernels fill,smoke", 2, "'smoke'"},
-      {"--repeats 0", 2, "--repeats"},
+      {"--repeats -1", 2, "--repeats"},
       {"--kernels fill --json /proc/none/x.json", 74, "/proc/none/x.json"},
   };
   for (const auto& [arguments, code, says] : mistakes) {

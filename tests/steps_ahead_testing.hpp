@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "src/kernels/pointwise.hpp"
+#include "src/tensor/host_copy.hpp"
 #include "tests/parity_testing.hpp"
 
 namespace weft {
 
 /// What all ranks of a run have seen.
 struct StepsTaken {
-  std::vector<std::vector<double>> reports;               // by rank: loss and norm of every step
-  std::vector<std::vector<Recording::Entry>> parameters;  // by rank: what it updates, at the end
+  std::vector<std::vector<double>> reports;  // by rank: loss and norm of every step
+  /// By rank, at the end: what it updates, and in bf16 the masters of it.
+  std::vector<std::vector<Recording::Entry>> parameters;
 };
 
 struct StepsWanted {
@@ -51,7 +53,12 @@ inline StepsTaken take_steps(const Config& config, const StepsWanted& wanted) {
       read(wanted.ahead ? Trainer::kStepsInFlight - 1 : 0);
     }
     read(0);
-    taken.parameters[world.rank()] = owned_values(trainer);
+    std::vector<Recording::Entry>& left = taken.parameters[world.rank()];
+    left = owned_values(trainer);
+    for (const HeldValues& part : trainer.masters()) {
+      left.push_back({"master of " + part.parameter->name,
+                      values(HostCopy(part.values, trainer.compute()).tensor())});
+    }
   });
   return taken;
 }

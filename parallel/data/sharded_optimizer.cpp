@@ -86,11 +86,11 @@ void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& 
     const auto own = [&](const Tensor& t) { return t.slice(0, shard.at, shard.at + shard.size()); };
     const Tensor updated = masters_ ? own(masters_) : shard.value;
     for_each_part(shard, [&](const Parameter& parameter, const Range& part) {
-      const auto range = [&](const Tensor& t) { return t.slice(0, part.begin, part.end); };
+      const auto of_part = [&](const Tensor& t) { return t.slice(0, part.begin, part.end); };
       const double decay = parameter.decays() ? config_.weight_decay : 0.0;
       if (orthogonalises(parameter)) {
-        decayed_step({.param = range(updated),
-                      .update = range(shard.gradient),
+        decayed_step({.param = of_part(updated),
+                      .update = of_part(shard.gradient),
                       .squared_norm = squared_norm,
                       .lr = learning_rate,
                       .scale = muon_scale(parameter),
@@ -98,10 +98,10 @@ void ShardedOptimizer::update(double learning_rate, int64_t step, const Tensor& 
                      ctx.compute);
         return;
       }
-      adamw({.param = range(updated),
-             .m = range(own(m_)),
+      adamw({.param = of_part(updated),
+             .m = of_part(own(m_)),
              .v = v_.slice(0, second_moments, second_moments + part.size()),
-             .grad = range(shard.gradient),
+             .grad = of_part(shard.gradient),
              .squared_norm = squared_norm,
              .grad_clip = config_.grad_clip,
              .lr = learning_rate,

@@ -27,8 +27,7 @@ struct OwnedPiece {
   const Parameter* parameter;
   int64_t begin, end;
   Tensor value, gradient;  // [end - begin]
-  /// The same in f32, of which `value` is the rounding; absent where values are not rounded, and
-  /// before the first update.
+  /// The same in f32, of which `value` is the rounding; absent where values are not rounded.
   Tensor master;
 };
 
