@@ -118,41 +118,67 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-/// (out, lse) and (part, part_lse) over keys that have none in common.
-template <class T>
+constexpr int kMergeRows = 64;  // of a block
+
+/// (out, lse) and (part, part_lse) over keys that have none in common. In the order of memory: the
+/// rows of a block lie side by side in out and part, whatever the order of lse. W elements an
+/// access.
+template <class T, int W>
 __global__ void __launch_bounds__(kTileThreads)
-    merge_rows(TokenRows out, RowNumbers lse, TokenRows part, RowNumbers part_lse, RowShape s) {
-  const int64_t row = thread_index() / kWarp;
-  if (row >= s.rows) return;
-  const auto [b, h, t] = Row::of(row, s);
-  const float block_lse = part_lse.at(b, h, t), before = lse.at(b, h, t);
-  if (block_lse == -INFINITY) return;
-  const float gap = block_lse - before, share = 1 / (1 + expf(-gap));
-  float* y = out.f32(out.at(b, t, h));
-  const T* x = reinterpret_cast<const T*>(part.data) + part.at(b, t, h);
-  for (int64_t d = threadIdx.x % kWarp; d < s.dim; d += kWarp) {
-    y[d] = y[d] * (1 - share) + to_float(x[d]) * share;
+    merge_rows(TokenRows out, RowNumbers lse, TokenRows part, RowNumbers part_lse, MemoryOrder s) {
+  __shared__ int64_t out_at[kMergeRows], part_at[kMergeRows];
+  __shared__ float part_share[kMergeRows];
+  const unsigned first = blockIdx.x * kMergeRows;
+  const unsigned rows = min(s.rows - first, static_cast<unsigned>(kMergeRows));
+  if (threadIdx.x < rows) {
+    const auto [b, h, t] = s.at(first + threadIdx.x);
+    const float block_lse = part_lse.at(b, h, t), before = lse.at(b, h, t);
+    const bool blind = block_lse == -INFINITY;
+    const float gap = block_lse - before;  // +inf when this is the first block seen
+    out_at[threadIdx.x] = out.at(b, t, h);
+    part_at[threadIdx.x] = part.at(b, t, h);
+    part_share[threadIdx.x] = blind ? 0 : 1 / (1 + expf(-gap));
+    if (!blind) {
+      lse.at(b, h, t) = gap > 0 ? block_lse + log1pf(expf(-gap)) : before + log1pf(expf(gap));
+    }
   }
-  __syncwarp();  // every lane has read lse
-  if (threadIdx.x % kWarp == 0) {
-    lse.at(b, h, t) = gap > 0 ? block_lse + log1pf(expf(-gap)) : before + log1pf(expf(gap));
+  __syncthreads();
+  const unsigned width = s.dim / W;
+  for (unsigned i = threadIdx.x; i < rows * width; i += kTileThreads) {
+    const unsigned row = i / width, column = i % width * W;
+    const float share = part_share[row];
+    if (share == 0) continue;
+    float x[W], y[W] = {};
+    load<W>(reinterpret_cast<const T*>(part.data) + part_at[row] + column, x);
+    float* to = out.f32(out_at[row]) + column;
+    if (share < 1) load<W>(to, y);
+#pragma unroll
+    for (int j = 0; j < W; ++j) y[j] = y[j] * (1 - share) + x[j] * share;
+    store<W>(to, y);
   }
 }
 
-template <class T, class G>
+constexpr int kDeltaLanes = 8;  // threads of a row
+
+template <class T, class G, int W>
 __global__ void __launch_bounds__(kTileThreads)
-    delta_rows(RowNumbers delta, TokenRows out, TokenRows dout, RowShape s) {
-  const int64_t row = thread_index() / kWarp;
-  if (row >= s.rows) return;
-  const auto [b, h, t] = Row::of(row, s);
+    delta_rows(RowNumbers delta, TokenRows out, TokenRows dout, MemoryOrder s) {
+  const unsigned row = (blockIdx.x * kTileThreads + threadIdx.x) / kDeltaLanes;
+  const bool inside = row < s.rows;  // the others of the warp may be
+  const auto [b, h, t] = s.at(inside ? row : 0);
   const T* x = reinterpret_cast<const T*>(out.data) + out.at(b, t, h);
   const G* dx = reinterpret_cast<const G*>(dout.data) + dout.at(b, t, h);
+  const unsigned lane = threadIdx.x % kDeltaLanes;
   float sum = 0;
-  for (int64_t d = threadIdx.x % kWarp; d < s.dim; d += kWarp) {
-    sum += to_float(x[d]) * to_float(dx[d]);
+  for (unsigned d = lane * W; inside && d < s.dim; d += kDeltaLanes * W) {
+    float a[W], c[W];
+    load<W>(x + d, a);
+    load<W>(dx + d, c);
+#pragma unroll
+    for (int j = 0; j < W; ++j) sum += a[j] * c[j];
   }
-  sum = warp_reduce(sum, Sum{});
-  if (threadIdx.x % kWarp == 0) delta.at(b, h, t) = sum;
+  sum = warp_reduce<kDeltaLanes>(sum, Sum{});
+  if (inside && lane == 0) delta.at(b, h, t) = sum;
 }
 
 }  // namespace
@@ -169,25 +195,31 @@ void attention_forward_on_tiles(const AttentionForwardArgs& args, Stream& stream
 }
 
 void attention_merge(const AttentionMergeArgs& args, Stream& stream) {
-  const RowShape s = RowShape::of(args.out);
+  const MemoryOrder s = MemoryOrder::of(args.out);
   if (s.rows == 0) return;
   elements<float>(args.out);  // the rows are f32; a part may be bf16
   visit_element(args.part_out.dtype, [&](auto zero) {
-    merge_rows<decltype(zero)><<<s.blocks(), kTileThreads, 0, native(stream)>>>(
-        TokenRows::of(args.out), RowNumbers::of(args.lse), TokenRows::of(args.part_out),
-        RowNumbers::of(args.part_lse), s);
+    with_access(s.dim, {&args.out, &args.part_out}, [&](auto width) {
+      merge_rows<decltype(zero), width>
+          <<<grid_of(ceil_div(s.rows, kMergeRows)), kTileThreads, 0, native(stream)>>>(
+              TokenRows::of(args.out), RowNumbers::of(args.lse), TokenRows::of(args.part_out),
+              RowNumbers::of(args.part_lse), s);
+    });
   });
   WEFT_CALL(cudaGetLastError());
 }
 
 void attention_delta(const AttentionDeltaArgs& args, Stream& stream) {
-  const RowShape s = RowShape::of(args.dout);
+  const MemoryOrder s = MemoryOrder::of(args.dout);
   if (s.rows == 0) return;
   visit_element(args.out.dtype, [&](auto zero) {
     visit_element(args.dout.dtype, [&](auto gradient_zero) {
-      delta_rows<decltype(zero), decltype(gradient_zero)>
-          <<<s.blocks(), kTileThreads, 0, native(stream)>>>(
-              RowNumbers::of(args.delta), TokenRows::of(args.out), TokenRows::of(args.dout), s);
+      with_access(s.dim, {&args.out, &args.dout}, [&](auto width) {
+        delta_rows<decltype(zero), decltype(gradient_zero), width>
+            <<<grid_of(ceil_div(s.rows, kTileThreads / kDeltaLanes)), kTileThreads, 0,
+               native(stream)>>>(RowNumbers::of(args.delta), TokenRows::of(args.out),
+                                 TokenRows::of(args.dout), s);
+      });
     });
   });
   WEFT_CALL(cudaGetLastError());

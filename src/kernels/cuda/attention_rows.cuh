@@ -43,22 +43,35 @@ struct RowNumbers {
   }
 };
 
-/// The rows of [B, H, Tq], one a warp.
-struct RowShape {
-  int64_t rows, heads, queries, dim;
-
-  static RowShape of(const Tensor& out) {  // [B, Tq, H, D]
-    return {out.dim(0) * out.dim(1) * out.dim(2), out.dim(2), out.dim(1), out.dim(3)};
-  }
-  unsigned blocks() const { return grid_of(ceil_div(rows, kTileThreads / kWarp)); }
-};
 struct Row {
   int64_t b, h, t;
+};
+/// The rows of [B, T, heads, D] in the order in which they lie in memory.
+struct MemoryOrder {
+  unsigned rows, tokens, heads, dim;
 
-  static __device__ Row of(int64_t row, const RowShape& s) {
-    return {row / (s.queries * s.heads), row / s.queries % s.heads, row % s.queries};
+  static MemoryOrder of(const Tensor& t) {
+    const int64_t rows = t.dim(0) * t.dim(1) * t.dim(2);
+    WEFT_CHECK(rows <= INT32_MAX, t.text());  // a division by 64 bits takes as long as the row
+    return {static_cast<unsigned>(rows), static_cast<unsigned>(t.dim(1)),
+            static_cast<unsigned>(t.dim(2)), static_cast<unsigned>(t.dim(3))};
+  }
+  __device__ Row at(unsigned row) const {
+    const unsigned token = row / heads;
+    return {token / tokens, row % heads, token % tokens};
   }
 };
+
+/// Calls `f` with the number of elements of a row that an access takes, as a constant: 4, or 1
+/// where rows of one of the tensors do not start on 16 bytes.
+template <class F>
+void with_access(int64_t dim, std::initializer_list<const Tensor*> tensors, F&& f) {
+  if (rows_in_packs(dim, tensors)) {
+    f(std::integral_constant<int, 4>{});
+  } else {
+    f(std::integral_constant<int, 1>{});
+  }
+}
 
 /// What a backward pass reads and adds to, beside the block.
 struct Gradients {

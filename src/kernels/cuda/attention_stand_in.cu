@@ -5,33 +5,48 @@
 namespace weft::cuda {
 namespace {
 
+constexpr int kLanes = 8;  // threads of a row
+
+template <int W>
 __global__ void __launch_bounds__(kTileThreads)
     stand_in(bf16* out, float* packed_lse, TokenRows dout, RowNumbers lse, RowNumbers delta,
-             RowShape s) {
-  const int64_t row = thread_index() / kWarp;
-  if (row >= s.rows) return;
-  const auto [b, h, t] = Row::of(row, s);
+             MemoryOrder s) {
+  const unsigned row = (blockIdx.x * kTileThreads + threadIdx.x) / kLanes;
+  const bool inside = row < s.rows;  // the others of the warp may be
+  const auto [b, h, t] = s.at(inside ? row : 0);
+  const float row_delta = delta.at(b, h, t), row_lse = lse.at(b, h, t);
   const bf16* gradient = reinterpret_cast<const bf16*>(dout.data) + dout.at(b, t, h);
-  const int lane = static_cast<int>(threadIdx.x % kWarp);
+  const unsigned lane = threadIdx.x % kLanes;
+  const auto for_each_pack = [&](auto&& f) {
+    for (unsigned d = lane * W; inside && d < s.dim; d += kLanes * W) {
+      float g[W];
+      load<W>(gradient + d, g);
+      f(d, g);
+    }
+  };
   float most = 0;  // so that no square is lost, however small the gradients are
-  for (int64_t d = lane; d < s.dim; d += kWarp) most = fmaxf(most, fabsf(to_float(gradient[d])));
-  most = warp_reduce(most, Max{});
+  for_each_pack([&](unsigned, const float(&g)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) most = fmaxf(most, fabsf(g[j]));
+  });
+  most = warp_reduce<kLanes>(most, Max{});
   const bool none = most < 1e-37f;  // its inverse must be finite
   const float unit = none ? 0 : 1 / most;
   float squares = 0;
-  for (int64_t d = lane; d < s.dim; d += kWarp) {
-    const float g = to_float(gradient[d]) * unit;
-    squares += g * g;
-  }
-  squares = warp_reduce(squares, Sum{});
-  const float factor = none ? 0 : delta.at(b, h, t) * unit / squares;
-  bf16* to = out + ((b * s.queries + t) * s.heads + h) * s.dim;
-  for (int64_t d = lane; d < s.dim; d += kWarp) {
-    to[d] = from_float<bf16>(to_float(gradient[d]) * unit * factor);
-  }
-  if (lane == 0) {
-    const float value = lse.at(b, h, t);
-    packed_lse[row] = value == -INFINITY ? INFINITY : value;  // exp(score - lse) is then 0
+  for_each_pack([&](unsigned, const float(&g)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) squares += g[j] * unit * (g[j] * unit);
+  });
+  squares = warp_reduce<kLanes>(squares, Sum{});
+  const float factor = none ? 0 : row_delta * unit / squares;
+  bf16* to = out + int64_t{row} * s.dim;
+  for_each_pack([&](unsigned d, float(&g)[W]) {
+#pragma unroll
+    for (int j = 0; j < W; ++j) g[j] = g[j] * unit * factor;
+    store<W>(to + d, g);
+  });
+  if (inside && lane == 0) {  // exp(score - inf) is 0
+    packed_lse[(b * s.heads + h) * s.tokens + t] = row_lse == -INFINITY ? INFINITY : row_lse;
   }
 }
 
@@ -64,15 +79,18 @@ __global__ void __launch_bounds__(kTileThreads)
 }  // namespace
 
 void attention_stand_in(const StandInArgs& args, Stream& stream) {
-  const RowShape s = RowShape::of(args.dout);
+  const MemoryOrder s = MemoryOrder::of(args.dout);
   elements<bf16>(args.dout);  // is bf16
-  stand_in<<<s.blocks(), kTileThreads, 0, native(stream)>>>(
-      elements<bf16>(args.out), elements<float>(args.packed_lse), TokenRows::of(args.dout),
-      RowNumbers::of(args.lse), RowNumbers::of(args.delta), s);
+  with_access(s.dim, {&args.dout, &args.out}, [&](auto width) {
+    stand_in<width>
+        <<<grid_of(ceil_div(s.rows, kTileThreads / kLanes)), kTileThreads, 0, native(stream)>>>(
+            elements<bf16>(args.out), elements<float>(args.packed_lse), TokenRows::of(args.dout),
+            RowNumbers::of(args.lse), RowNumbers::of(args.delta), s);
+  });
   WEFT_CALL(cudaGetLastError());
   set_lengths<<<1, kWarp, 0, native(stream)>>>(
       elements<int32_t>(args.lengths), static_cast<int>(args.dout.dim(0)),
-      static_cast<int>(s.queries), static_cast<int>(args.keys));
+      static_cast<int>(s.tokens), static_cast<int>(args.keys));
   WEFT_CALL(cudaGetLastError());
 }
 
