@@ -13,39 +13,6 @@ struct ForwardTiles {
   int2 seen[kTileThreads / kWarp];
 };
 
-/// Online softmax of the lane's two rows, in powers of two; the four lanes of a row have the same
-/// maximum and a part of the sum each.
-struct RowSoftmax {
-  float most[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {};
-
-  /// Scores of row `half`, to be multiplied by `scale` into units of log2, become exponentials
-  /// relative to the running maximum. Returns what the sums so far are multiplied by.
-  __device__ float absorb(int half, RowSums<kStep>& score, float scale) {
-    float tile_most = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < kStep / 8; ++n) {
-      tile_most = fmaxf(tile_most, fmaxf(score.at[n][2 * half], score.at[n][2 * half + 1]));
-    }
-    const float new_most = fmaxf(most[half], quad_reduce(tile_most, Max{}) * scale);
-    const bool hidden = new_most == -INFINITY;  // nothing seen so far: no maximum to go by
-    const float base = hidden ? 0.0f : new_most;
-    float tile_sum = 0;
-#pragma unroll
-    for (int n = 0; n < kStep / 8; ++n) {
-#pragma unroll
-      for (int e = 2 * half; e < 2 * half + 2; ++e) {
-        score.at[n][e] = power_of_two(fmaf(score.at[n][e], scale, -base));
-        tile_sum += score.at[n][e];
-      }
-    }
-    const float correction = power_of_two(most[half] - base);
-    sum[half] = sum[half] * correction + tile_sum;
-    most[half] = new_most;
-    return correction;
-  }
-};
-
 template <int D>
 __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
     forward(const __grid_constant__ BlockView block, TokenRows out, RowNumbers lse) {
@@ -83,7 +50,7 @@ __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
     const int key = keys.x + step * kStep;
     if (seen.any(key, key + kStep)) {
       RowSums<kStep> score;
-      score.add_transposed(shared.q, warp_row(), shared.k[step % 2], 0);
+      add_scores(score, shared.q, warp_row(), shared.k[step % 2], 0);
       if (!seen.all(key, key + kStep)) {
 #pragma unroll
         for (int n = 0; n < kStep / 8; ++n) {
@@ -102,30 +69,17 @@ __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
 #pragma unroll
         for (int e = 0; e < 4; ++e) result.at[n][e] *= correction[e / 2];
       }
-      result.add_product(score, shared.v[step % 2], 0);
+      add_product(result, score, shared.v[step % 2], 0);
     }
     __syncthreads();  // before a later step takes this one's place
   }
-  // Merge into the running normalised (out, lse).
+  RowStage<D>& stage = stage_in<D, kTileThreads / kWarp>(shared);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int t = begin + own_row() + 8 * half;
-    const float sum = quad_reduce(softmax.sum[half], Sum{});
-    const bool inside = t < block.queries && sum > 0;
-    float* total_lse = &lse.at(b, h, inside ? t : 0);
-    const float before = inside ? *total_lse : 0;
-    __syncwarp();  // every lane has read it
-    if (!inside) continue;
-    const float block_lse = softmax.most[half] * kLn2 + logf(sum);
-    const float gap = block_lse - before;  // +inf when this is the first block seen
-    const float share = 1 / (1 + expf(-gap)), weight = share / sum;
-    result.merge_row(half, out.f32(out.at(b, t, h)), block.dim, [&](float total, float value) {
-      return total * (1 - share) + value * weight;
-    });
-    if (lane() % 4 == 0) {
-      *total_lse = gap > 0 ? block_lse + log1pf(expf(-gap)) : before + log1pf(expf(gap));
-    }
+    const auto [factor, keep] = softmax.merge(half, block, lse, b, h, begin + own_row() + 8 * half);
+    stage.put(result, half, factor, keep);
   }
+  stage.merge(out, b, begin + warp_row(), h, block.dim);
 }
 
 }  // namespace

@@ -9,22 +9,6 @@ namespace {
 
 constexpr int kHalf = kStep / 2;  // rows that are computed with at a time: of two products
 
-/// What a kernel needs of a query: P = 2^(score - lse).
-struct QueryRow {
-  int2 keys;  // that it sees; none where it saw nothing at all
-  float lse;  // in units of log2
-  float delta;
-
-  static __device__ QueryRow of(const BlockView& block, const Gradients& a, int64_t b, int64_t h,
-                                int t) {
-    if (t >= block.queries) return {{0, 0}, 0, 0};
-    const float lse = a.lse.at(b, h, t);
-    if (lse == -INFINITY) return {{0, 0}, 0, 0};
-    return {block.interval(b, t), lse * kLog2E, a.delta.at(b, h, t)};
-  }
-  __device__ bool sees(int key) const { return key >= keys.x && key < keys.y; }
-};
-
 template <int D>
 struct QueryTiles {
   MmaTile<D, kOwned> q, dout;
@@ -71,8 +55,8 @@ __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
       const int key = keys.x + step * kStep + from;
       if (!seen.any(key, key + kHalf)) continue;
       RowSums<kHalf> score, dp;
-      score.add_transposed(shared.q, warp_row(), shared.k[step % 2], from);
-      dp.add_transposed(shared.dout, warp_row(), shared.v[step % 2], from);
+      add_scores(score, shared.q, warp_row(), shared.k[step % 2], from);
+      add_scores(dp, shared.dout, warp_row(), shared.v[step % 2], from);
 #pragma unroll
       for (int n = 0; n < kHalf / 8; ++n) {
 #pragma unroll
@@ -83,17 +67,16 @@ __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
           dp.at[n][e] = p * (dp.at[n][e] - row.delta);
         }
       }
-      dq.add_product(dp, shared.k[step % 2], from);
+      add_product(dq, dp, shared.k[step % 2], from);
     }
     __syncthreads();  // before a later step takes this one's place
   }
+  RowStage<D>& stage = stage_in<D, kTileThreads / kWarp>(shared);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int t = begin + own_row() + 8 * half;
-    if (t >= block.queries) continue;
-    dq.merge_row(half, a.dq.f32(a.dq.at(b, t, h)), block.dim,
-                 [&](float total, float value) { return total + block.scale * value; });
+    stage.put(dq, half, block.scale, begin + own_row() + 8 * half < block.queries ? 1 : -1);
   }
+  stage.merge(a.dq, b, begin + warp_row(), h, block.dim);
 }
 
 template <int D>
@@ -156,8 +139,8 @@ __global__ void __launch_bounds__(kTileThreads, 1)
       const QueryRow* rows = &shared.rows[step % 2][from];
       if (!__any_sync(0xFFFFFFFFu, sees(rows[lane()].keys, key, key + kWarpRows))) continue;
       RowSums<kHalf> score, dp;  // [16 keys, 32 queries]
-      score.add_transposed(shared.k, warp_row(), q, from);
-      dp.add_transposed(shared.v, warp_row(), dout, from);
+      add_scores(score, shared.k, warp_row(), q, from);
+      add_scores(dp, shared.v, warp_row(), dout, from);
 #pragma unroll
       for (int n = 0; n < kHalf / 8; ++n) {
 #pragma unroll
@@ -173,20 +156,21 @@ __global__ void __launch_bounds__(kTileThreads, 1)
           }
         }
       }
-      dv.add_product(score, dout, from);
-      dk.add_product(dp, q, from);
+      add_product(dv, score, dout, from);
+      add_product(dk, dp, q, from);
     }
     __syncthreads();  // before a later step takes this one's place
   }
+  RowStage<D>& stage = stage_in<D, kTileThreads / kWarp>(shared);
+  const auto add = [&](const RowSums<D>& sums, float factor, const TokenRows& target) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int t = begin + own_row() + 8 * half;
-    if (t >= block.keys) continue;
-    dk.merge_row(half, a.dk.f32(a.dk.at(b, t, g)), block.dim,
-                 [&](float total, float value) { return total + block.scale * value; });
-    dv.merge_row(half, a.dv.f32(a.dv.at(b, t, g)), block.dim,
-                 [](float total, float value) { return total + value; });
-  }
+    for (int half = 0; half < 2; ++half) {
+      stage.put(sums, half, factor, begin + own_row() + 8 * half < block.keys ? 1 : -1);
+    }
+    stage.merge(target, b, begin + warp_row(), g, block.dim);
+  };
+  add(dk, block.scale, a.dk);
+  add(dv, 1, a.dv);
 }
 
 }  // namespace
