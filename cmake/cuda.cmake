@@ -42,11 +42,26 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/state_lane_gradients.cu
   src/kernels/cuda/state_mixer.cu
   src/kernels/cuda/state_outputs.cu)
-target_include_directories(weft_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR})
-target_compile_options(weft_cuda_kernels PRIVATE -O3 --expt-relaxed-constexpr -lineinfo)
+set(WEFT_CUDA_TARGETS weft_cuda_kernels)
+
+# What only sm_90a has: products by warpgroups.
+if("90a" IN_LIST CMAKE_CUDA_ARCHITECTURES)
+  add_library(weft_hopper_kernels OBJECT
+    src/kernels/cuda/attention_hopper.cu)
+  set_target_properties(weft_hopper_kernels PROPERTIES CUDA_ARCHITECTURES 90a)
+  list(APPEND WEFT_CUDA_TARGETS weft_hopper_kernels)
+  target_sources(weft_src PRIVATE src/kernels/cuda/engine_map.cpp)
+else()
+  target_sources(weft_src PRIVATE src/kernels/cuda/no_hopper.cpp)
+endif()
+
+foreach(target ${WEFT_CUDA_TARGETS})
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(${target} PRIVATE -O3 --expt-relaxed-constexpr -lineinfo)
+  target_sources(weft_src PRIVATE $<TARGET_OBJECTS:${target}>)
+endforeach()
 
 target_sources(weft_src PRIVATE
-  $<TARGET_OBJECTS:weft_cuda_kernels>
   src/core/cuda/memory.cpp
   src/core/cuda/range.cpp
   src/core/cuda/stream.cpp

@@ -1,5 +1,6 @@
 // Which way a block of attention is computed: in bf16, where the host knows the mask, as pieces
-// that cuDNN has plans for; in bf16 otherwise by own kernels on tensor cores; in f32, and where
+// that cuDNN has plans for; in bf16 otherwise by own kernels on tensor cores, of which Hopper has
+// faster ones; in f32, and where
 // rows lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no
 // result depends on what a library takes; and so is a backward pass that must give the same bits
 // again.
@@ -125,17 +126,18 @@ bool backward_by_cudnn(const AttentionBackwardArgs& args, const AttentionPiece& 
 }
 
 void forward_by_own(const AttentionForwardArgs& args, Stream& stream) {
-  if (attention_fits_tensor_cores(args.block, {&args.out})) {
-    return attention_forward_on_tensor_cores(args, stream);
+  if (!attention_fits_tensor_cores(args.block, {&args.out})) {
+    return attention_forward_on_tiles(args, stream);
   }
-  attention_forward_on_tiles(args, stream);
+  if (has_warpgroups()) return attention_forward_on_warpgroups(args, stream);
+  attention_forward_on_tensor_cores(args, stream);
 }
 
 void backward_by_own(const AttentionBackwardArgs& args, Stream& stream) {
-  if (attention_fits_tensor_cores(args.block, {&args.dout, &args.dq, &args.dk, &args.dv})) {
-    return attention_backward_on_tensor_cores(args, stream);
+  if (!attention_fits_tensor_cores(args.block, {&args.dout, &args.dq, &args.dk, &args.dv})) {
+    return attention_backward_on_tiles(args, stream);
   }
-  attention_backward_on_tiles(args, stream);
+  attention_backward_on_tensor_cores(args, stream);
 }
 
 std::vector<AttentionPiece> pieces_of(const AttentionBlock& block) {

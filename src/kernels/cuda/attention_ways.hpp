@@ -17,6 +17,11 @@ bool attention_fits_tensor_cores(const AttentionBlock& block,
 void attention_forward_on_tensor_cores(const AttentionForwardArgs& args, Stream& stream);
 void attention_backward_on_tensor_cores(const AttentionBackwardArgs& args, Stream& stream);
 
+/// The same on the matrix units of Hopper GPUs, where this build and the current GPU have them:
+/// elsewhere they must not be called.
+bool has_warpgroups();
+void attention_forward_on_warpgroups(const AttentionForwardArgs& args, Stream& stream);
+
 /// Operands of a backward pass that takes the output of the whole row where we have delta, its row
 /// sum with dout. out = delta dout / |dout|^2 has that row sum, is nowhere longer than the output
 /// (Cauchy and Schwarz), and, all terms of the sum having one sign, loses less of delta when it is
