@@ -47,7 +47,8 @@ set(WEFT_CUDA_TARGETS weft_cuda_kernels)
 # What only sm_90a has: products by warpgroups.
 if("90a" IN_LIST CMAKE_CUDA_ARCHITECTURES)
   add_library(weft_hopper_kernels OBJECT
-    src/kernels/cuda/attention_hopper.cu)
+    src/kernels/cuda/attention_hopper.cu
+    src/kernels/cuda/attention_hopper_backward.cu)
   set_target_properties(weft_hopper_kernels PROPERTIES CUDA_ARCHITECTURES 90a)
   list(APPEND WEFT_CUDA_TARGETS weft_hopper_kernels)
   target_sources(weft_src PRIVATE src/kernels/cuda/engine_map.cpp)

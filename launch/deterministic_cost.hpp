@@ -2,6 +2,7 @@
 // otherwise.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "launch/config.hpp"
@@ -20,8 +21,10 @@ struct BackwardTimes {
   double flops = 0;
   double own_s = 0, cudnn_s = 0;
 
-  /// What own kernels take longer for so many FLOPs of such blocks, seconds.
-  double extra_s(double backward_flops) const { return backward_flops / flops * (own_s - cudnn_s); }
+  /// What own kernels take longer for so many FLOPs of such blocks, seconds; 0 where they do not.
+  double extra_s(double backward_flops) const {
+    return backward_flops / flops * std::max(0.0, own_s - cudnn_s);
+  }
 };
 
 /// The block that is measured for a rank of the config: its heads and its micro-batch, and as many

@@ -46,6 +46,8 @@ TEST(DeterministicCost, GrowsWithTheFlopsOfTheStep) {
       .shape = "1 x 8 x 2 x 64", .flops = 1e12, .own_s = 6e-3, .cudnn_s = 2e-3};
   EXPECT_DOUBLE_EQ(times.extra_s(1e12), 4e-3);
   EXPECT_DOUBLE_EQ(times.extra_s(32e12), 128e-3);
+  const BackwardTimes faster{.shape = "", .flops = 1e12, .own_s = 1e-3, .cudnn_s = 2e-3};
+  EXPECT_EQ(faster.extra_s(1e12), 0);
   EXPECT_EQ(
       text(times, 32e12, 1.28),
       "weft: deterministic: own kernels take 6.00 ms for attention's backward pass (1 x 8 x 2 "

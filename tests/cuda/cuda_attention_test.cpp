@@ -127,34 +127,107 @@ TEST_P(CudaAttention, ReadsViewsOfAFusedProjection) {
   EXPECT_LE(relative_rms(device_values(side.out), on_host(p, {{0, 90}}).out), tolerance_of(p));
 }
 
-/// Rows that do not start on 16 bytes are read by the kernels in f32.
+/// The ways in bf16 that this build and this GPU have.
+struct TensorCoreWay {
+  const char* name;
+  void (*forward)(const AttentionForwardArgs&, Stream&);
+  void (*backward)(const AttentionBackwardArgs&, Stream&);
+};
+std::vector<TensorCoreWay> tensor_core_ways() {
+  std::vector<TensorCoreWay> ways{{"tensor cores", &cuda::attention_forward_on_tensor_cores,
+                                   &cuda::attention_backward_on_tensor_cores}};
+  if (cuda::has_warpgroups()) {
+    ways.push_back({"warpgroups", &cuda::attention_forward_on_warpgroups,
+                    &cuda::attention_backward_on_warpgroups});
+  }
+  return ways;
+}
+
+/// Each way, in two blocks of keys, against the tiles in f32, which are the oracle on the card.
+void check_ways(const Problem& p) {
+  Stream& stream = cuda_test_stream();
+  const DeviceSide tiles(p, p.dtype, DType::f32, &make_device);
+  const int64_t keys = p.s.keys;
+  const std::vector<Range> blocks{{keys / 3, keys}, {0, keys / 3}};
+  const auto forward = [&](const DeviceSide& side, auto* way) {
+    for (const Range& block : blocks) {
+      way({side.out, side.lse, side.scratch, side.block(p, block)}, stream);
+    }
+  };
+  const auto backward = [&](const DeviceSide& side, auto* way) {  // of the tiles' rows
+    for (const Range& block : blocks) {
+      const auto part = [&](const Tensor& t) { return t.slice(1, block.begin, block.end); };
+      way({side.dq, part(side.dk), part(side.dv), side.scratch, side.dout, tiles.lse, tiles.delta,
+           side.block(p, block)},
+          stream);
+    }
+  };
+  const auto result = [](const DeviceSide& side) {
+    return std::vector{device_values(side.lse), device_values(side.out), device_values(side.dq),
+                       device_values(side.dk), device_values(side.dv)};
+  };
+  forward(tiles, &cuda::attention_forward_on_tiles);
+  attention_delta({tiles.delta, tiles.out, tiles.dout}, stream);
+  backward(tiles, &cuda::attention_backward_on_tiles);
+  const std::vector<Values> wanted = result(tiles);
+  for (const TensorCoreWay& way : tensor_core_ways()) {
+    SCOPED_TRACE(concat(way.name, " D ", p.s.dim, " Tq ", p.s.queries, " Tk ", keys));
+    ASSERT_TRUE(cuda::attention_fits_tensor_cores(tiles.block(p, {0, keys}), {}));
+    const std::vector<Values> got = twice([&] {
+      const DeviceSide side(p, p.dtype, DType::f32, &make_device);
+      forward(side, way.forward);
+      backward(side, way.backward);
+      return result(side);
+    });
+    EXPECT_LE(relative_rms_of_logs(got[0], wanted[0]), 1e-5) << "lse";
+    const char* const names[] = {"", "out", "dq", "dk", "dv"};
+    for (int i = 1; i < 5; ++i) EXPECT_LE(relative_rms(got[i], wanted[i]), 8e-3) << names[i];
+  }
+}
+
 TEST(CudaAttentionTiles, ComputeWhatTensorCoresDo) {
   if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU";
-  Stream& stream = cuda_test_stream();
+  for (const int64_t dim : {8, 40, 64, 96, 128}) {
+    check_ways(problem(DType::bf16, {2, 4, 2, dim, 200, 333}, {150, 260, 300}, {true, 0}));
+  }
+  for (const int64_t dim : {64, 128}) {  // more steps than there are slots, with and without masks
+    check_ways(problem(DType::bf16, {1, 6, 2, dim, 1000, 1100}, {130, 700}, {true, 0}));
+    check_ways(problem(DType::bf16, {1, 2, 2, dim, 700, 900}, {}, {false, 0}));
+    check_ways(problem(DType::bf16, {2, 2, 1, dim, 600, 650}, {}, {true, 70}));
+  }
+}
+
+/// Intervals of no document, so that a step's first and last queries may see nothing that the
+/// others see.
+TEST(CudaAttentionTiles, ComputeWhatTensorCoresDoUnderAnyInterval) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU";
+  const int64_t queries = 500, keys = 700;
+  const RandomStream random(test_seed(), "intervals");
+  Values begin, end;
+  for (int64_t i = 0; i < queries; ++i) {
+    begin.push_back(static_cast<double>(random.below(2 * i, keys + 20)) - 10);
+    end.push_back(begin.back() + static_cast<double>(random.below(2 * i + 1, keys)) - 40);
+  }
+  const KeyIntervals intervals{from_values(DType::i64, {1, queries}, begin),
+                               from_values(DType::i64, {1, queries}, end)};
+  for (const int64_t dim : {64, 128}) {
+    check_ways(problem(DType::bf16, {1, 4, 2, dim, queries, keys}, intervals));
+  }
+}
+
+/// The tiles, by which rows that do not start on 16 bytes are computed, against the CPU.
+TEST(CudaAttentionTiles, ComputeBf16InF32) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU";
   for (const int64_t dim : {64, 128}) {
     const Problem p = problem(DType::bf16, {2, 4, 2, dim, 200, 333}, {150, 260, 300}, {true, 0});
     const DeviceSide tiles(p, p.dtype, DType::f32, &make_device);
-    const DeviceSide cores(p, p.dtype, DType::f32, &make_device);
     const AttentionBlock block = tiles.block(p, {0, 333});
-    ASSERT_TRUE(cuda::attention_fits_tensor_cores(block, {}));
+    Stream& stream = cuda_test_stream();
     cuda::attention_forward_on_tiles({tiles.out, tiles.lse, tiles.scratch, block}, stream);
-    cuda::attention_forward_on_tensor_cores({cores.out, cores.lse, cores.scratch, block}, stream);
     attention_delta({tiles.delta, tiles.out, tiles.dout}, stream);
-    const auto differentiate = [&](const DeviceSide& side, auto* backward) {
-      backward({side.dq, side.dk, side.dv, side.scratch, side.dout, tiles.lse, tiles.delta, block},
-               stream);
-    };
-    differentiate(tiles, &cuda::attention_backward_on_tiles);
-    differentiate(cores, &cuda::attention_backward_on_tensor_cores);
-    const auto distance = [&](const Tensor& got, const Tensor& wanted) {
-      return relative_rms(device_values(got), device_values(wanted));
-    };
-    EXPECT_LE(distance(cores.lse, tiles.lse), 1e-5);
-    EXPECT_LE(distance(cores.out, tiles.out), 8e-3);
-    EXPECT_LE(distance(cores.dq, tiles.dq), 8e-3);
-    EXPECT_LE(distance(cores.dk, tiles.dk), 8e-3);
-    EXPECT_LE(distance(cores.dv, tiles.dv), 8e-3);
-    // And against the CPU: the tiles are the oracle on the card.
+    cuda::attention_backward_on_tiles(
+        {tiles.dq, tiles.dk, tiles.dv, tiles.scratch, tiles.dout, tiles.lse, tiles.delta, block},
+        stream);
     const Result host = on_host(p, {{0, 333}});
     EXPECT_LE(relative_rms(device_values(tiles.out), host.out), 1e-5);
     EXPECT_LE(relative_rms(device_values(tiles.dq), host.dq), 1e-5);

@@ -10,7 +10,7 @@ namespace weft::cuda {
 struct AttentionScratch {
   AttentionScratch(std::byte* memory, const AttentionSizes& sizes);
 
-  std::byte* workspace = nullptr;  // cuDNN's
+  std::byte* workspace = nullptr;  // cuDNN's, or what own kernels need to know of the queries
   int64_t workspace_bytes = 0;
   std::byte* out = nullptr;    // bf16 [B, Tq, H, D]: of this block alone; its stand-in going back
   float* lse = nullptr;        // [B, H, Tq]

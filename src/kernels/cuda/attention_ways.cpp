@@ -137,6 +137,7 @@ void backward_by_own(const AttentionBackwardArgs& args, Stream& stream) {
   if (!attention_fits_tensor_cores(args.block, {&args.dout, &args.dq, &args.dk, &args.dv})) {
     return attention_backward_on_tiles(args, stream);
   }
+  if (has_warpgroups()) return attention_backward_on_warpgroups(args, stream);
   attention_backward_on_tensor_cores(args, stream);
 }
 

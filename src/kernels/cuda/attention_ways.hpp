@@ -21,6 +21,7 @@ void attention_backward_on_tensor_cores(const AttentionBackwardArgs& args, Strea
 /// elsewhere they must not be called.
 bool has_warpgroups();
 void attention_forward_on_warpgroups(const AttentionForwardArgs& args, Stream& stream);
+void attention_backward_on_warpgroups(const AttentionBackwardArgs& args, Stream& stream);
 
 /// Operands of a backward pass that takes the output of the whole row where we have delta, its row
 /// sum with dout. out = delta dout / |dout|^2 has that row sum, is nowhere longer than the output
