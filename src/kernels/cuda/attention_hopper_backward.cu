@@ -4,7 +4,6 @@
 #include "src/kernels/cuda/attention_scratch.hpp"
 #include "src/kernels/cuda/attention_warpgroups.cuh"
 #include "src/kernels/cuda/attention_ways.hpp"
-#include "src/kernels/slab.hpp"
 
 namespace weft::cuda {
 namespace {
@@ -151,33 +150,26 @@ void launch_query_gradient(const AttentionBackwardArgs& args, const Gradients& a
 
 // ---- dk and dv
 
-/// What the key kernel reads of queries, in tiles of a step, the last one filled up with queries
-/// whose P is 0.
-struct QueryTable {
+/// What the key kernel reads of the queries of a step. In one piece, and copied as a tensor is:
+/// racecheck takes the other copies of the engine for writes of the thread that starts them.
+struct alignas(128) StepQueries {
   struct Row {
-    float lse;  // in units of log2; +inf where a query saw nothing
+    float lse;  // in units of log2; +inf where a query saw nothing, so that P is 0
     float delta;
   };
-  Row* rows;   // [B, H, tiles, kWalked]
-  int2* keys;  // [B, tiles, kWalked]: the interval of each
-  // [B, tiles], and at last an end with x < 0: every key that some query of the tile sees lies in
-  // [x, y), every query sees [z, w).
-  int4* seen;
-  int tiles;
+  Row rows[kWalked];
+  int2 keys[kWalked];  // the interval of each
+  int4 seen;           // every key that some query sees lies in [x, y), every query sees [z, w)
+};
 
-  /// In `memory`, or, without any, nowhere. Returns the bytes it takes.
-  int64_t place(std::byte* memory, int64_t batch, int64_t heads) {
-    Slab slab(memory);
-    rows = slab.take<Row>(batch * heads * tiles * kWalked);
-    keys = slab.take<int2>(batch * tiles * kWalked);
-    seen = slab.take<int4>(batch * tiles + 1);
-    return slab.used();
-  }
-  __device__ const Row* rows_of(int b, int h, int heads, int tile) const {
-    return &rows[((int64_t{b} * heads + h) * tiles + tile) * kWalked];
-  }
-  __device__ const int2* keys_of(int b, int tile) const {
-    return &keys[(int64_t{b} * tiles + tile) * kWalked];
+/// Of every sequence, head and tile of queries, the last tile filled up with queries whose P is 0;
+/// and at last an end, whose seen.x is negative.
+struct QueryTable {
+  StepQueries* records;  // [B, H, tiles], and the end
+  int heads, tiles;
+
+  __host__ __device__ int64_t at(int64_t b, int64_t h, int64_t tile) const {
+    return (b * heads + h) * tiles + tile;
   }
 };
 
@@ -186,16 +178,15 @@ __global__ void __launch_bounds__(kWalked)
     fill_table(QueryTable table, const __grid_constant__ BlockView block, RowNumbers lse,
                RowNumbers delta) {
   __shared__ int4 each[kWalked / kWarp];
-  const int64_t tile = blockIdx.x, h = blockIdx.y, b = blockIdx.z, row = threadIdx.x;
-  const int t = static_cast<int>(tile * kWalked + row);
+  const int row = static_cast<int>(threadIdx.x), tile = blockIdx.x, h = blockIdx.y, b = blockIdx.z;
+  const int t = tile * kWalked + row;
   const bool there = t < block.queries;
   const float own_lse = there ? lse.at(b, h, t) : -INFINITY;
   const bool blind = own_lse == -INFINITY;
-  table.rows[((b * block.heads + h) * table.tiles + tile) * kWalked + row] = {
-      blind ? INFINITY : own_lse * kLog2E, blind ? 0.0f : delta.at(b, h, t)};
-  if (h > 0) return;
+  StepQueries& record = table.records[table.at(b, h, tile)];
+  record.rows[row] = {blind ? INFINITY : own_lse * kLog2E, blind ? 0.0f : delta.at(b, h, t)};
   const int2 keys = block.interval(b, t);
-  table.keys[(b * table.tiles + tile) * kWalked + row] = keys;
+  record.keys[row] = keys;
   Seen seen;
   if (there) seen.add(keys);
   seen.share();
@@ -207,8 +198,10 @@ __global__ void __launch_bounds__(kWalked)
     total = {min(total.x, each[w].x), max(total.y, each[w].y), max(total.z, each[w].z),
              min(total.w, each[w].w)};
   }
-  table.seen[b * table.tiles + tile] = total;
-  if (tile == 0 && b == 0) table.seen[int64_t{gridDim.z} * table.tiles] = {-1, 0, 0, 0};
+  record.seen = total;
+  if (tile == 0 && h == 0 && b == 0) {
+    table.records[table.at(gridDim.z, 0, 0)].seen = {-1, 0, 0, 0};
+  }
 }
 
 template <int D>
@@ -216,18 +209,14 @@ struct KeyTiles {
   EngineTile<D, kOwnedRows> k, v;
   struct Slot {
     EngineTile<D, kWalked> q, dout;
-    alignas(16) QueryTable::Row rows[kWalked];
-    alignas(16) int2 keys[kWalked];
-    int4 seen;
+    StepQueries queries;
   } slots[kSlots];
-  static constexpr int kSlotBytes = 2 * EngineTile<D, kWalked>::kBytes + sizeof(Slot::rows) +
-                                    sizeof(Slot::keys) + sizeof(Slot::seen);
   SlotBarriers<kSlots> barriers;
   PhaseBarrier owned;
 };
 
 struct KeyMaps {
-  CUtensorMap k, v, q, dout;
+  CUtensorMap k, v, q, dout, table;
 };
 
 /// The producer's first warp: the tiles of queries that see any of the keys [begin, end), in order,
@@ -237,9 +226,14 @@ __device__ void produce_queries(KeyTiles<D>& shared, const BlockView& block, con
                                 const QueryTable& table, int begin, int end, int g, int b) {
   const bool copies = lane() == 0;
   RingPlace<kSlots> place;
+  const auto fetch_record = [&](int64_t record) {
+    copy_box(&shared.slots[place.slot].queries, maps.table, shared.barriers.full[place.slot], 0, 0,
+             static_cast<int>(record), 0);
+  };
   for (int first = 0; first < table.tiles; first += kWarp) {
+    const int mine = first + lane();
     int4 seen{};
-    if (first + lane() < table.tiles) seen = table.seen[int64_t{b} * table.tiles + first + lane()];
+    if (mine < table.tiles) seen = table.records[table.at(b, g * block.group, mine)].seen;
     unsigned left = __ballot_sync(0xFFFFFFFFu, sees({seen.x, seen.y}, begin, end));
 #pragma unroll 1
     for (; copies && left != 0; left &= left - 1) {
@@ -248,30 +242,24 @@ __device__ void produce_queries(KeyTiles<D>& shared, const BlockView& block, con
       for (int h = g * block.group; h < (g + 1) * block.group; ++h, place.advance()) {
         auto& slot = shared.slots[place.slot];
         auto& full = shared.barriers.full[place.slot];
-        shared.barriers.claim(place, shared.kSlotBytes);
+        shared.barriers.claim(place, slot.q.kBytes + slot.dout.kBytes + sizeof(slot.queries));
         slot.q.fetch(maps.q, full, b, h, tile * kWalked);
         slot.dout.fetch(maps.dout, full, b, h, tile * kWalked);
-        copy_bulk(slot.rows, table.rows_of(b, h, block.heads, tile), sizeof(slot.rows), full);
-        copy_bulk(slot.keys, table.keys_of(b, tile), sizeof(slot.keys), full);
-        copy_bulk(&slot.seen, &table.seen[int64_t{b} * table.tiles + tile], sizeof(slot.seen),
-                  full);
+        fetch_record(table.at(b, h, tile));
       }
     }
   }
   if (!copies) return;
-  auto& slot = shared.slots[place.slot];
-  shared.barriers.claim(place, sizeof(slot.seen));
-  copy_bulk(&slot.seen, &table.seen[int64_t{gridDim.y} * table.tiles], sizeof(slot.seen),
-            shared.barriers.full[place.slot]);
+  shared.barriers.claim(place, sizeof(StepQueries));
+  fetch_record(table.at(gridDim.y, 0, 0));
 }
 
 /// Scores of the lane's keys `key` and key + 8 and the slot's queries become P.
-template <class Slot>
-__device__ void make_probabilities(RowSums<kWalked>& score, const Slot& slot, float scale, int key,
-                                   bool all_see) {
+__device__ void make_probabilities(RowSums<kWalked>& score, const StepQueries& queries, float scale,
+                                   int key, bool all_see) {
 #pragma unroll
   for (int n = 0; n < kWalked / 8; ++n) {
-    const float4 rows = *reinterpret_cast<const float4*>(&slot.rows[8 * n + own_column()]);
+    const float4 rows = *reinterpret_cast<const float4*>(&queries.rows[8 * n + own_column()]);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float lse = e % 2 == 0 ? rows.x : rows.z;
@@ -281,7 +269,7 @@ __device__ void make_probabilities(RowSums<kWalked>& score, const Slot& slot, fl
   if (all_see) return;
 #pragma unroll
   for (int n = 0; n < kWalked / 8; ++n) {
-    const int4 keys = *reinterpret_cast<const int4*>(&slot.keys[8 * n + own_column()]);
+    const int4 keys = *reinterpret_cast<const int4*>(&queries.keys[8 * n + own_column()]);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int own = key + 8 * (e / 2);
@@ -292,12 +280,11 @@ __device__ void make_probabilities(RowSums<kWalked>& score, const Slot& slot, fl
 }
 
 /// dP becomes the gradient of the scores.
-template <class Slot>
 __device__ void make_score_gradients(RowSums<kWalked>& dp, const RowSums<kWalked>& p,
-                                     const Slot& slot) {
+                                     const StepQueries& queries) {
 #pragma unroll
   for (int n = 0; n < kWalked / 8; ++n) {
-    const float4 rows = *reinterpret_cast<const float4*>(&slot.rows[8 * n + own_column()]);
+    const float4 rows = *reinterpret_cast<const float4*>(&queries.rows[8 * n + own_column()]);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float delta = e % 2 == 0 ? rows.y : rows.w;
@@ -340,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int open = -1;         // slot of the step before, which its last product may still read
   shared.owned.wait(0);  // also with nothing to do: a block may not end before its copies
   shared.barriers.full[0].wait(0);
-  int4 seen = shared.slots[0].seen;
+  int4 seen = shared.slots[0].queries.seen;
   if (seen.x < 0) return;
   do {  // at least once, which the compiler must know: sums in products are not to be moved
     const auto& slot = shared.slots[place.slot];
@@ -351,18 +338,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     settle(score.at);
     if (open >= 0) shared.barriers.release(open);
     open = place.slot;
-    make_probabilities(score, slot, scale, begin + own_row(),
+    make_probabilities(score, slot.queries, scale, begin + own_row(),
                        seen.z <= key && key + kGroupRows <= seen.w);
     const LeftRows<kWalked> p(score);
     begin_product(dv, p, slot.dout);
     await_products<1>();
     settle(dp.at);
-    make_score_gradients(dp, score, slot);
+    make_score_gradients(dp, score, slot.queries);
     begin_product(dk, LeftRows<kWalked>(dp), slot.q);
     await_products<1>();  // dv's: the registers of p are the next step's
     place.advance();
     shared.barriers.full[place.slot].wait(place.parity);
-    seen = shared.slots[place.slot].seen;
+    seen = shared.slots[place.slot].queries.seen;
   } while (seen.x >= 0);
   await_products<0>();
   settle(dk.at);
@@ -387,15 +374,19 @@ void launch_key_gradients(const AttentionBackwardArgs& args, const Gradients& a,
   const int64_t batch = block.q.dim(0), heads = block.q.dim(2), kv_heads = block.k.dim(2);
   const AttentionScratch scratch(
       args.scratch.data, {batch, block.q.dim(1), block.k.dim(1), heads, kv_heads, block.q.dim(3)});
-  QueryTable table{.tiles = static_cast<int>(ceil_div(block.q.dim(1), kWalked))};
-  const int64_t bytes = table.place(scratch.workspace, batch, heads);
-  WEFT_CHECK(bytes <= scratch.workspace_bytes, bytes, " of ", scratch.workspace_bytes);
-  const dim3 tiles(grid_of(table.tiles), grid_of(heads), grid_of(batch));
-  fill_table<<<tiles, kWalked, 0, native(stream)>>>(table, view, a.lse, a.delta);
+  const int64_t tiles = ceil_div(block.q.dim(1), kWalked), records = batch * heads * tiles + 1;
+  const int64_t bytes = records * static_cast<int64_t>(sizeof(StepQueries));
+  WEFT_CHECK(bytes <= scratch.workspace_bytes && records <= INT32_MAX, records, " records in ",
+             scratch.workspace_bytes, " bytes");
+  const QueryTable table{reinterpret_cast<StepQueries*>(scratch.workspace), static_cast<int>(heads),
+                         static_cast<int>(tiles)};
+  fill_table<<<dim3(grid_of(tiles), grid_of(heads), grid_of(batch)), kWalked, 0, native(stream)>>>(
+      table, view, a.lse, a.delta);
   WEFT_CALL(cudaGetLastError());
   const dim3 grid(grid_of(ceil_div(block.k.dim(1), kOwnedRows) * kv_heads), grid_of(batch));
   const KeyMaps maps{engine_map(block.k, kOwnedRows), engine_map(block.v, kOwnedRows),
-                     engine_map(block.q, kWalked), engine_map(args.dout, kWalked)};
+                     engine_map(block.q, kWalked), engine_map(args.dout, kWalked),
+                     record_map(table.records, records, sizeof(StepQueries))};
   launch_warpgroups<kConsumers>(key_gradients<D>, grid, sizeof(KeyTiles<D>), stream, view, a, maps,
                                 table);
 }

@@ -12,4 +12,8 @@ namespace weft::cuda {
 /// token, sequence. Rows start on 16 bytes.
 CUtensorMap engine_map(const Tensor& heads, int rows);
 
+/// Of `count` records of `bytes` side by side, boxes of one record; dimension 2 is its number.
+/// Records start on 16 bytes; `bytes` is a multiple of 32 up to 2048.
+CUtensorMap record_map(void* records, int64_t count, int bytes);
+
 }  // namespace weft::cuda

@@ -64,22 +64,14 @@ struct RingPlace {
   }
 };
 
-/// One thread starts to copy a box of `map` from (column, head, token, batch) on; `full` gets its
-/// bytes, those outside the tensor too, which are zeros.
+/// One thread starts to copy a box of `map` from (column, head, token, batch) on to what is aligned
+/// to 128 bytes; `full` gets its bytes, those outside the tensor too, which are zeros.
 __device__ inline void copy_box(void* shared, const CUtensorMap& map, PhaseBarrier& full,
                                 int column, int head, int token, int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(shared)),
       "l"(&map), "r"(shared_address(&full)), "r"(column), "r"(head), "r"(token), "r"(batch)
-      : "memory");
-}
-/// The same for `bytes` in a row: both addresses and the number are multiples of 16.
-__device__ inline void copy_bulk(void* shared, const void* global, int bytes, PhaseBarrier& full) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(&full))
       : "memory");
 }
 
