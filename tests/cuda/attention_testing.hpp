@@ -80,18 +80,17 @@ struct Side {
             /*pairs=*/0, p.band};
   }
 
-  void forward(const Problem& p, const std::vector<Range>& blocks, Stream& stream) const {
-    for (const Range& keys : blocks) {
-      attention_forward({out, lse, scratch, block(p, keys)}, stream);
-    }
+  void forward(const Problem& p, const std::vector<Range>& blocks, Stream& stream,
+               void (*way)(const AttentionForwardArgs&, Stream&) = &attention_forward) const {
+    for (const Range& keys : blocks) way({out, lse, scratch, block(p, keys)}, stream);
   }
 
-  void backward(const Problem& p, const std::vector<Range>& blocks, Stream& stream) const {
+  void backward(const Problem& p, const std::vector<Range>& blocks, Stream& stream,
+                void (*way)(const AttentionBackwardArgs&, Stream&) = &attention_backward) const {
     attention_delta({delta, out, dout}, stream);
     for (const Range& keys : blocks) {
       const auto part = [&](const Tensor& t) { return t.slice(1, keys.begin, keys.end); };
-      attention_backward({dq, part(dk), part(dv), scratch, dout, lse, delta, block(p, keys)},
-                         stream);
+      way({dq, part(dk), part(dv), scratch, dout, lse, delta, block(p, keys)}, stream);
     }
   }
 };

@@ -26,6 +26,25 @@ class CudaBf16Attention : public CudaTest {
     if (!worst_.empty()) std::printf("worst: %s\n", worst_.c_str());
   }
 
+  // Whatever the choice of attention_forward and _backward is on this GPU.
+  static void forward_in_pieces(const DeviceSide& side, const Problem& p,
+                                const std::vector<Range>& blocks) {
+    side.forward(p, blocks, cuda_test_stream(), [](const AttentionForwardArgs& a, Stream& stream) {
+      if (a.block.q.numel() > 0 && a.block.k.numel() > 0) {
+        cuda::attention_forward_in_pieces(a, stream);
+      }
+    });
+  }
+  static void backward_in_pieces(const DeviceSide& side, const Problem& p,
+                                 const std::vector<Range>& blocks) {
+    side.backward(p, blocks, cuda_test_stream(),
+                  [](const AttentionBackwardArgs& a, Stream& stream) {
+                    if (a.block.q.numel() > 0 && a.block.k.numel() > 0) {
+                      cuda::attention_backward_in_pieces(a, stream);
+                    }
+                  });
+  }
+
   void expect_near(double error, double bound, const char* what) {
     EXPECT_LE(error, bound) << what;
     if (error / bound > worst_share_) {
@@ -42,8 +61,8 @@ class CudaBf16Attention : public CudaTest {
                    " window ", p.band ? p.band->window : 0, " ", what);
     SCOPED_TRACE(what_);
     const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
-    side.forward(p, blocks, cuda_test_stream());
-    side.backward(p, blocks, cuda_test_stream());
+    forward_in_pieces(side, p, blocks);
+    backward_in_pieces(side, p, blocks);
     const Result host = on_host(p, {{0, s.keys}});
     // P and the gradients of the scores are rounded to bf16, as are the parts that are added; a
     // log-sum-exp is not.
@@ -92,6 +111,24 @@ TEST_F(CudaBf16Attention, BlocksInAnyOrder) {
   check(banded({2, 4, 1, 128, 200, 500}, false), {{300, 500}, {0, 300}}, "2 blocks");
 }
 
+/// By the way that this GPU takes, which may be another than cuDNN's.
+TEST_F(CudaBf16Attention, AMaskThatTheHostKnows) {
+  for (const Sizes& s : std::vector<Sizes>{{2, 4, 2, 64, 300, 300}, {1, 2, 1, 128, 128, 384}}) {
+    for (const int64_t window : {0, 50}) {
+      const Problem p = banded(s, true, window);
+      const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
+      side.forward(p, {{0, s.keys}}, cuda_test_stream());
+      side.backward(p, {{0, s.keys}}, cuda_test_stream());
+      const Result host = on_host(p, {{0, s.keys}});
+      const double bound = tolerance_of(DType::bf16);
+      EXPECT_LE(relative_rms(device_values(side.out), host.out), bound);
+      EXPECT_LE(relative_rms(device_values(side.dq), host.dq), bound);
+      EXPECT_LE(relative_rms(device_values(side.dk), host.dk), bound);
+      EXPECT_LE(relative_rms(device_values(side.dv), host.dv), bound);
+    }
+  }
+}
+
 TEST_F(CudaBf16Attention, WidthsThatItPads) {
   for (const int64_t dim : {8, 24, 32, 40, 96}) {
     check(banded({1, 4, 2, dim, 130, 130}, true), {{0, 130}});
@@ -115,8 +152,8 @@ TEST_F(CudaBf16Attention, VerySmallLogSumExps) {
     for (size_t i = 0; i < p.k.size(); ++i) p.k[i] = -24 + p.k[i] / 4;
     p.q = rounded(DType::bf16, p.q), p.k = rounded(DType::bf16, p.k);
     const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
-    side.forward(p, {{0, keys}}, cuda_test_stream());
-    side.backward(p, {{0, keys}}, cuda_test_stream());
+    forward_in_pieces(side, p, {{0, keys}});
+    backward_in_pieces(side, p, {{0, keys}});
     const Result host = on_host(p, {{0, keys}});
     EXPECT_LT(*std::min_element(host.lse.begin(), host.lse.end()), -100);
     SCOPED_TRACE(concat(keys, " keys"));
@@ -186,7 +223,7 @@ TEST_F(CudaBf16Attention, ReadsAndWritesViews) {
   block.q = heads(0, H), block.k = heads(H, H + G), block.v = heads(H + G, H + 2 * G);
   const Tensor dout = heads(H + 2 * G, 2 * H + 2 * G);
   Stream& stream = cuda_test_stream();
-  attention_forward({side.out, side.lse, side.scratch, block}, stream);
+  cuda::attention_forward_in_pieces({side.out, side.lse, side.scratch, block}, stream);
   attention_delta({side.delta, side.out, dout}, stream);
   // A kv head at a time, through views of the gradients, lse and delta.
   for (int64_t g = 0; g < G; ++g) {
@@ -194,7 +231,7 @@ TEST_F(CudaBf16Attention, ReadsAndWritesViews) {
     AttentionBlock part = block;
     part.q = block.q.slice(2, first, last);
     part.k = block.k.slice(2, g, g + 1), part.v = block.v.slice(2, g, g + 1);
-    attention_backward(
+    cuda::attention_backward_in_pieces(
         {Tensor(side.dq).slice(2, first, last), Tensor(side.dk).slice(2, g, g + 1),
          Tensor(side.dv).slice(2, g, g + 1), side.scratch, dout.slice(2, first, last),
          Tensor(side.lse).slice(1, first, last), Tensor(side.delta).slice(1, first, last), part},

@@ -1,9 +1,8 @@
-// Which way a block of attention is computed: in bf16, where the host knows the mask, as pieces
-// that cuDNN has plans for; in bf16 otherwise by own kernels on tensor cores, of which Hopper has
-// faster ones; in f32, and where
-// rows lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no
-// result depends on what a library takes; and so is a backward pass that must give the same bits
-// again.
+// Which way a block of attention is computed. In bf16, where the host knows the mask, as pieces that
+// cuDNN has plans for, but for what own kernels do faster or with the same bits again; in bf16
+// otherwise by own kernels on tensor cores, of which Hopper has faster ones; in f32, and where rows
+// lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no result
+// depends on what a library takes.
 #include "src/kernels/cuda/attention_ways.hpp"
 
 #include "src/kernels/attention_pieces.hpp"
@@ -147,22 +146,32 @@ std::vector<AttentionPiece> pieces_of(const AttentionBlock& block) {
 
 }  // namespace
 
-void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
-  if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
-  if (!in_pieces(args.block)) return forward_by_own(args, stream);
+void attention_forward_in_pieces(const AttentionForwardArgs& args, Stream& stream) {
   for (const AttentionPiece& piece : pieces_of(args.block)) {
     const AttentionForwardArgs part = cut(args, piece);
     if (!forward_by_cudnn(part, piece, stream)) forward_by_own(part, stream);
   }
 }
 
-void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
-  if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
-  if (!in_pieces(args.block) || args.block.deterministic) return backward_by_own(args, stream);
+void attention_backward_in_pieces(const AttentionBackwardArgs& args, Stream& stream) {
   for (const AttentionPiece& piece : pieces_of(args.block)) {
     const AttentionBackwardArgs part = cut(args, piece);
     if (!backward_by_cudnn(part, piece, stream)) backward_by_own(part, stream);
   }
+}
+
+void attention_forward(const AttentionForwardArgs& args, Stream& stream) {
+  if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
+  // On Hopper own kernels are faster than cuDNN's with the merge behind it.
+  const bool faster = has_warpgroups() && attention_fits_tensor_cores(args.block, {&args.out});
+  if (!in_pieces(args.block) || faster) return forward_by_own(args, stream);
+  attention_forward_in_pieces(args, stream);
+}
+
+void attention_backward(const AttentionBackwardArgs& args, Stream& stream) {
+  if (args.block.q.numel() == 0 || args.block.k.numel() == 0) return;
+  if (!in_pieces(args.block) || args.block.deterministic) return backward_by_own(args, stream);
+  attention_backward_in_pieces(args, stream);
 }
 
 }  // namespace weft::cuda

@@ -23,6 +23,11 @@ bool has_warpgroups();
 void attention_forward_on_warpgroups(const AttentionForwardArgs& args, Stream& stream);
 void attention_backward_on_warpgroups(const AttentionBackwardArgs& args, Stream& stream);
 
+/// By cuDNN in bf16, a piece of the block after the other; own kernels take those that it has no
+/// plan for. The block has a band, and no operand is empty.
+void attention_forward_in_pieces(const AttentionForwardArgs& args, Stream& stream);
+void attention_backward_in_pieces(const AttentionBackwardArgs& args, Stream& stream);
+
 /// Operands of a backward pass that takes the output of the whole row where we have delta, its row
 /// sum with dout. out = delta dout / |dout|^2 has that row sum, is nowhere longer than the output
 /// (Cauchy and Schwarz), and, all terms of the sum having one sign, loses less of delta when it is
