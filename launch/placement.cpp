@@ -7,7 +7,6 @@
 #include "parallel/comm/mpi.hpp"
 #include "parallel/comm/nccl.hpp"
 #include "src/core/cuda/stream.hpp"
-#include "src/kernels/cuda/cudnn_attention.hpp"
 
 namespace weft {
 namespace {
@@ -69,10 +68,6 @@ std::string unfit_for_gpu(const Config& config) {
   const auto has = [&](std::string_view letters) {
     return model.mixers(letters, model.num_hidden_layers) > 0;
   };
-  if (has("*WP") && config.train.precision == DType::bf16 && !cuda::has_cudnn()) {
-    return "train.precision on a GPU: expected f32 for softmax attention (*, W, P), got bf16: this "
-           "build has no cuDNN (see WEFT_CUDNN_FRONTEND_DIR)";
-  }
   if (has("*WP") && model.head_dim > kMostHeadDim) {
     return concat("model.head_dim on a GPU: expected at most ", kMostHeadDim, ", got ",
                   model.head_dim);

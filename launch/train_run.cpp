@@ -23,6 +23,7 @@
 #include "src/core/cuda/memory.hpp"
 #include "src/core/cuda/stream.hpp"
 #include "src/core/log.hpp"
+#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "src/kernels/pointwise.hpp"
 
 namespace weft {
@@ -122,7 +123,7 @@ ExitCode TrainRun::run(World& world) {
   const auto all = world.everyone("set-up");
   step_flops_ = sum_over(*all, model_flops(config_, rank_, plan_));
   matmul_rate_ = sum_over(*all, measure_matmul_rate(config_.train.precision, world));
-  if (config_.train.deterministic && has_other_backward(config_)) {
+  if (config_.train.deterministic && has_other_backward(config_) && cuda::has_cudnn()) {
     if (metrics_) weigh_backward(world);
     all->barrier();  // before it nobody takes memory for arenas
   }

@@ -5,7 +5,6 @@
 
 #include "parallel/comm/threads.hpp"
 #include "src/core/cuda/stream.hpp"
-#include "src/kernels/cuda/cudnn_attention.hpp"
 #include "tests/testing.hpp"
 
 namespace weft {
@@ -63,27 +62,16 @@ TEST_F(Placement, RefusesWhatIsNotHere) {
                  "train.comm: nccl needs train.device: cuda");
 }
 
-TEST(UnfitForGpu, IsSoftmaxInBf16WithoutCudnn) {
-  Config config;
-  config.train.precision = DType::bf16;
-  for (const char* letter : {"*", "W", "P"}) {
-    config.model.layer_pattern = letter;
-    EXPECT_EQ(unfit_for_gpu(config),
-              cuda::has_cudnn()
-                  ? ""
-                  : "train.precision on a GPU: expected f32 for softmax attention (*, W, P), got "
-                    "bf16: this build has no cuDNN (see WEFT_CUDNN_FRONTEND_DIR)");
-  }
-  config.model.layer_pattern = "LG";
-  EXPECT_EQ(unfit_for_gpu(config), "");
-}
-
 TEST(UnfitForGpu, IsWhatHasNoKernels) {
   Config config;
-  EXPECT_EQ(unfit_for_gpu(config), "");
-  config.model.layer_pattern = "*LWG";
   config.model.num_hidden_layers = 4;
-  EXPECT_EQ(unfit_for_gpu(config), "");
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    config.train.precision = dtype;
+    for (const char* letters : {"*", "W", "P", "*LWG"}) {
+      config.model.layer_pattern = letters;
+      EXPECT_EQ(unfit_for_gpu(config), "") << letters;
+    }
+  }
   config.model.delta.head_dim = 320;
   EXPECT_EQ(unfit_for_gpu(config), "model.delta.head_dim on a GPU: expected at most 256, got 320");
   config.model.head_dim = 192;
