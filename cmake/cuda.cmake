@@ -39,9 +39,13 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/state_delta_gradients.cu
   src/kernels/cuda/state_delta_prepare.cu
   src/kernels/cuda/state_gradients.cu
+  src/kernels/cuda/state_in_segments.cu
   src/kernels/cuda/state_lane_gradients.cu
   src/kernels/cuda/state_mixer.cu
-  src/kernels/cuda/state_outputs.cu)
+  src/kernels/cuda/state_outputs.cu
+  src/kernels/cuda/state_segment_gradients.cu
+  src/kernels/cuda/state_segment_outputs.cu
+  src/kernels/cuda/state_segments.cu)
 set(WEFT_CUDA_TARGETS weft_cuda_kernels)
 
 # What only sm_90a has: products by warpgroups.

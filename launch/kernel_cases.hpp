@@ -15,6 +15,8 @@ struct KernelCase {
   std::string form;    // what tells it from other cases of the same kernel; empty: nothing
   /// Makes the inputs at the workbench's sizes, runs what has to run before, and gives the call.
   std::function<KernelUse(Workbench&)> make;
+  /// Whether a device leaves the call's work to another kernel; empty: none does.
+  std::function<bool(Device, DType)> idle = {};
 };
 
 /// All of them, in the order of the families below.

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "launch/kernel_cases.hpp"
+#include "src/kernels/cuda/state_scratch.hpp"
 #include "src/kernels/state_combine.hpp"
 #include "src/kernels/state_mixer.hpp"
 
@@ -103,17 +104,21 @@ class StateShard {
   }
 
   KernelUse backward_local() const {
-    // Of delta the gradients are written later.
-    return use_of(state_backward_local,
-                  {.gradients = gradients(delta() ? work() : output()),
-                   .entering = w.output("entering", wide, {B, H, state_chunks(T), K, V}),
-                   .h0 = h0_,
-                   .scratch = scratch_,
-                   .q = q_,
-                   .dout = dout_,
-                   .scale = scale(),
-                   .tokens = tokens_},
-                  shape());
+    // Of delta the gradients are written later, in segments all but dq.
+    StateGradients written = gradients(delta() || segments() ? work() : output());
+    if (segments()) written.dq = w.output("dq", wide, {B, T, H, K});
+    return use_of(
+        state_backward_local,
+        {.gradients = written,
+         .entering =
+             segments() ? chunks() : w.output("entering", wide, {B, H, state_chunks(T), K, V}),
+         .h0 = h0_,
+         .scratch = scratch_,
+         .q = q_,
+         .dout = dout_,
+         .scale = scale(),
+         .tokens = tokens_},
+        shape());
   }
 
   KernelUse backward_apply() const {
@@ -157,6 +162,9 @@ class StateShard {
   }
 
   bool delta() const { return kind_ == StateKind::delta; }
+  bool segments() const {
+    return w.device() == Device::cuda && cuda::state::in_segments(kind_, w.stored(data), K, V);
+  }
   double scale() const { return 1 / std::sqrt(static_cast<double>(K)); }
   std::string shape() const { return shape_text({B, T, H, K, V}); }
 
@@ -183,7 +191,7 @@ class StateShard {
   }
 
   Tensor chunks() const { return w.work(wide, {B, H, state_chunks(T), K, V}); }
-  /// A GPU leaves them alone but for vector.
+  /// A GPU leaves them alone, or keeps segments there, but for vector.
   Tensor chunk_outputs(const char* name) const {
     if (delta()) return {};
     if (w.device() == Device::cuda && kind_ != StateKind::vector) return chunks();
@@ -237,6 +245,11 @@ std::vector<KernelCase> state_cases() {
       cases.push_back({pass_name, kind_name, [kind = kind, pass = pass](Workbench& w) {
                          return (StateShard(kind, w).*pass)();
                        }});
+      if (pass != &StateShard::local) continue;
+      cases.back().idle = [kind = kind](Device device, DType dtype) {
+        const int64_t width = timed_sizes(device).head_dim;
+        return device == Device::cuda && cuda::state::in_segments(kind, dtype, width, width);
+      };
     }
   }
   for (const auto& [name, dims] :

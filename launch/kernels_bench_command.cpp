@@ -38,12 +38,14 @@ DType chosen_dtype(const KernelsBenchOptions& options, Device device) {
   return options.dtype == "f32" ? DType::f32 : cuda ? DType::bf16 : DType::f64;
 }
 
-/// The cases of the kernels that were named, in the order of the table.
-std::vector<const KernelCase*> chosen_cases(const std::vector<std::string>& names) {
+/// The cases of the kernels that were named, in the order of the table, where they do anything.
+std::vector<const KernelCase*> chosen_cases(const std::vector<std::string>& names, Device device,
+                                            DType dtype) {
   const auto named = [&](std::string_view name) { return std::ranges::count(names, name) > 0; };
   std::vector<const KernelCase*> cases;
   for (const KernelCase& one : kernel_cases()) {
-    if (named("all") || named(one.kernel)) cases.push_back(&one);
+    const bool idle = one.idle && one.idle(device, dtype);
+    if ((named("all") || named(one.kernel)) && !idle) cases.push_back(&one);
   }
   for (const std::string& name : names) {
     const bool known = name == "all" || std::ranges::any_of(kernel_cases(), [&](const auto& one) {
@@ -96,7 +98,7 @@ int bench(const KernelsBenchOptions& options) {
   const Device device = options.device == "cuda" ? Device::cuda : Device::cpu;
   const bool cuda = device == Device::cuda;
   const DType dtype = chosen_dtype(options, device);
-  const std::vector<const KernelCase*> cases = chosen_cases(options.kernels);
+  const std::vector<const KernelCase*> cases = chosen_cases(options.kernels, device, dtype);
   WEFT_REQUIRE(!cuda || cuda::device_count() > 0, ExitCode::usage,
                "--device cuda: no GPU can be used here");
   const int repeats = options.repeats.value_or(cuda ? 20 : 5);

@@ -61,7 +61,7 @@ struct StateShape {
 /// Scratch of one call of any pass on the CPU, whatever B, T and H.
 int64_t state_scratch_bytes(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
 /// The same on `device`. A GPU computes all heads and many chunks at once: what it needs grows with
-/// B H, and with T up to a bound.
+/// B H, and with T up to a bound, but for a few bytes a token and head.
 int64_t state_scratch_bytes(Device device, StateKind kind, DType dtype, const StateShape& shape);
 
 /// The shard as a map of the entering state: S_out = transition S_in + state.
@@ -69,8 +69,8 @@ struct StateSummaryArgs {
   Tensor transition;    // out; shape by kind
   Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
   Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
-                        // state that leaves it, for state_apply; absent for delta, and left
-                        // alone by a GPU but for vector
+                        // state that leaves it, for state_apply; absent for delta. On a GPU only
+                        // of vector: what else is there is between the two passes
   Tensor scratch;       // u8 [state_scratch_bytes], of the tokens' device
   StateTokens tokens;
 };
@@ -80,7 +80,8 @@ void state_summarize(const StateSummaryArgs& args, Stream& stream);
 
 /// The outputs as far as they come from the token's own chunk; needs no entering state. For delta
 /// there is no such part (every output depends on the entering state through what the keys read
-/// from it): out is left alone, nothing runs.
+/// from it): out is left alone, nothing runs. So it is in bf16 on a GPU for kinds with one decay a
+/// token, where state_apply makes both parts at once.
 struct StateLocalArgs {
   Tensor out;      // [B, T, H, V], accumulator type
   Tensor scratch;  // u8 [state_scratch_bytes]
@@ -93,9 +94,12 @@ std::vector<Product> products(const StateLocalArgs& args);
 void state_local(const StateLocalArgs& args, Stream& stream);
 
 /// The rest of the outputs, from the state that enters the shard. The state is carried from chunk
-/// to chunk in order: a shard cut after a whole chunk gives the same bits.
+/// to chunk in order: a shard cut after a whole chunk gives the same bits. Not so in bf16 on a GPU
+/// for kinds with one decay a token: there it is carried so inside segments of 16 chunks or more,
+/// whose length the shape decides, and only a shard of one segment keeps its bits when it is cut.
 struct StateApplyArgs {
-  Tensor out;           // [B, T, H, V]; diagonal: adds to what state_local wrote; delta: written
+  Tensor out;           // [B, T, H, V]; adds to what state_local wrote; where that leaves it alone,
+                        // written
   Tensor hT;            // out [B, H, K, V]: the state that leaves; absent: not wanted
   Tensor h0;            // [B, H, K, V]: the state that enters; absent: 0
   Tensor chunk_states;  // of state_summarize; absent for delta
@@ -134,6 +138,8 @@ struct StateGradients {
 
 /// The backward as far as it needs no gradient of the leaving state: for diagonal kinds dq, and dk,
 /// dv and dlog_decay but for what comes through that gradient; for delta the entering states only.
+/// In bf16 on a GPU, for kinds with one decay a token, dq alone; what dlog_decay and `entering`
+/// then hold is between this pass and the next.
 struct StateBackwardLocalArgs {
   StateGradients gradients;
   Tensor entering;  // out [B, H, state_chunks(T), K, V]: the state that enters each chunk
@@ -149,7 +155,7 @@ void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream);
 
 /// The rest of the backward, from the gradient of the state that leaves the shard.
 struct StateBackwardApplyArgs {
-  StateGradients gradients;  // diagonal: adds to what state_backward_local wrote; delta: written
+  StateGradients gradients;  // adds to what state_backward_local wrote; what that left, written
   Tensor dh0;                // out [B, H, K, V]; absent: not wanted
   Tensor dhT;                // [B, H, K, V]: gradient of the state that leaves; absent: 0
   Tensor entering;           // of state_backward_local

@@ -348,6 +348,23 @@ TEST_P(CudaStateMixer, SummaryIsTheShardAsAMap) {
   }
 }
 
+/// Shards of several segments, whose last has tokens for one chunk, for less, or for all of them,
+/// and documents that start at their edges, inside and not at all.
+TEST_P(CudaStateMixer, SegmentsAreTheShard) {
+  for (const int64_t tokens : {1024, 1025, 2100, 3072}) {
+    for (const std::vector<int64_t>& documents :
+         {std::vector<int64_t>{}, {1023}, {1024}, {100, 2060}}) {
+      SCOPED_TRACE(concat(tokens, " tokens, ", documents.size(), " documents"));
+      Inputs in = problem({.batch = 1, .tokens = tokens, .key_dim = 24, .value_dim = 72});
+      make_lasting(in);
+      set_documents(in, documents);
+      const Result got = run(in).result;
+      expect_result(got, naive::state_mixer(in), dtype());
+      expect_same_bits(run(in).result, got);
+    }
+  }
+}
+
 /// Roundings of many chunks, against the CPU twin in f64.
 TEST_P(CudaStateMixer, LongShardsKeepTheirPrecision) {
   const std::vector<MixerSizes> sizes = {{1, 2000, 2, 64, 32}, {1, 131072, 1, 64, 16}};

@@ -5,6 +5,7 @@
 
 #include "src/kernels/cuda/state_delta.hpp"
 #include "src/kernels/cuda/state_gradients.cuh"
+#include "src/kernels/cuda/state_in_segments.hpp"
 #include "src/kernels/cuda/state_outputs.cuh"
 #include "src/kernels/cuda/state_scratch.hpp"
 
@@ -173,11 +174,15 @@ void backward_apply(const StateBackwardApplyArgs& args, Stream& stream) {
   });
 }
 
-/// delta(), or f with a value of the data's type; nothing where there are no heads.
-template <class Delta, class F>
-void visit(const StateTokens& tokens, Delta&& delta, F&& f) {
-  if (tokens.k.dim(0) * tokens.k.dim(2) == 0) return;
-  tokens.kind == StateKind::delta ? delta() : visit_element(tokens.k.dtype, f);
+/// delta(), segments(), or f with a value of the data's type; nothing where there are no heads.
+template <class Delta, class InSegments, class F>
+void visit(const StateTokens& tokens, Delta&& delta, InSegments&& segments, F&& f) {
+  const StateShape shape = StateShape::of(tokens);
+  if (shape.batch * shape.heads == 0) return;
+  if (tokens.kind == StateKind::delta) return delta();
+  const DType dtype = tokens.k.dtype;
+  if (in_segments(tokens.kind, dtype, shape.key_dim, shape.value_dim)) return segments();
+  visit_element(dtype, f);
 }
 
 }  // namespace
@@ -186,35 +191,40 @@ void visit(const StateTokens& tokens, Delta&& delta, F&& f) {
 void state_summarize(const StateSummaryArgs& args, Stream& stream) {
   state::visit(
       args.tokens, [&] { state::delta::summarize(args, stream); },
+      [&] { state::segments::summarize(args, stream); },
       [&](auto zero) { state::summarize<decltype(zero)>(args, stream); });
 }
 
 void state_local(const StateLocalArgs& args, Stream& stream) {
   state::visit(
-      args.tokens, [&] {}, [&](auto zero) { state::local<decltype(zero)>(args, stream); });
+      args.tokens, [&] {}, [&] {}, [&](auto zero) { state::local<decltype(zero)>(args, stream); });
 }
 
 void state_apply(const StateApplyArgs& args, Stream& stream) {
   state::visit(
       args.tokens, [&] { state::delta::apply(args, stream); },
+      [&] { state::segments::apply(args, stream); },
       [&](auto zero) { state::apply<decltype(zero)>(args, stream); });
 }
 
 void state_cosummarize(const StateCosummaryArgs& args, Stream& stream) {
   state::visit(
       args.tokens, [&] { state::delta::cosummarize(args, stream); },
+      [&] { state::segments::cosummarize(args, stream); },
       [&](auto zero) { state::cosummarize<decltype(zero)>(args, stream); });
 }
 
 void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
   state::visit(
       args.tokens, [&] { state::delta::backward_local(args, stream); },
+      [&] { state::segments::backward_local(args, stream); },
       [&](auto zero) { state::backward_local<decltype(zero)>(args, stream); });
 }
 
 void state_backward_apply(const StateBackwardApplyArgs& args, Stream& stream) {
   state::visit(
       args.tokens, [&] { state::delta::backward_apply(args, stream); },
+      [&] { state::segments::backward_apply(args, stream); },
       [&](auto zero) { state::backward_apply<decltype(zero)>(args, stream); });
 }
 

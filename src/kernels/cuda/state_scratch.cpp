@@ -6,7 +6,27 @@
 
 namespace weft::cuda::state {
 
+bool in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim) {
+  const bool token_decays =
+      kind == StateKind::none || kind == StateKind::fixed || kind == StateKind::scalar;
+  constexpr int64_t kWidest = 128;  // a state of more does not fit into a block's registers
+  return token_decays && dtype == DType::bf16 && key_dim <= kWidest && value_dim <= kWidest;
+}
+
+Segments Segments::of(const StateShape& shape) {
+  constexpr int64_t kBlocks = 512, kShortest = 16;
+  const int64_t chunks = state_chunks(shape.tokens), heads = shape.batch * shape.heads;
+  Segments s;
+  s.chunks = std::max((chunks * heads + kBlocks - 1) / kBlocks, kShortest);
+  s.count = std::max<int64_t>((chunks + s.chunks - 1) / s.chunks, 1);
+  return s;
+}
+
 Scratch::Scratch(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape) {
+  if (in_segments(kind, dtype, shape.key_dim, shape.value_dim)) {
+    take_segments(memory, kind, shape);
+    return;
+  }
   const int64_t chunks = std::max<int64_t>(state_chunks(shape.tokens), 1);
   take(nullptr, kind, dtype, shape);  // a piece of one chunk
   const int64_t of_one = bytes;
@@ -15,6 +35,22 @@ Scratch::Scratch(std::byte* memory, StateKind kind, DType dtype, const StateShap
   const int64_t of_a_chunk = std::max<int64_t>(bytes - of_one, 1);
   piece = std::clamp<int64_t>(kPieceBytes / of_a_chunk, 1, chunks);
   take(memory, kind, dtype, shape);
+}
+
+void Scratch::take_segments(std::byte* memory, StateKind kind, const StateShape& shape) {
+  Slab slab(memory);
+  const int64_t heads = shape.batch * shape.heads, chunks = heads * state_chunks(shape.tokens);
+  segments = Segments::of(shape);
+  const int64_t of_all = heads * segments.count;
+  logs = slab.take<double>(chunks);
+  places = slab.take<float>(chunks * kStateChunk * 2);
+  segment_logs = slab.take<double>(of_all);
+  segment_states = slab.take<float>(of_all * shape.key_dim * shape.value_dim);
+  if (kind == StateKind::scalar) {
+    decay_parts = slab.take<float>(chunks * kStateChunk * 2);
+    passing = slab.take<float>(chunks);
+  }
+  bytes = slab.used();
 }
 
 void Scratch::take(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape) {

@@ -15,6 +15,21 @@ inline constexpr int64_t padded(int64_t width) {
   return (width + kStateChunk - 1) / kStateChunk * kStateChunk;
 }
 
+/// Whether a GPU computes a shard in segments: one decay a token, in bf16. state_local then leaves
+/// everything to state_apply, state_backward_local makes dq and state_backward_apply dk and dv, all
+/// whole; dlog_decay holds between the two what each token reads of the states. chunk_states and
+/// chunk_costates hold what each segment adds, [B, H, segments, K, V], and `entering` the states in
+/// bf16, where decays are trained.
+bool in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
+
+/// The segments of a shard, which the shape alone decides: enough of them to keep a GPU busy, and
+/// long enough that what each of them adds is little to read and write.
+struct Segments {
+  int64_t count = 1, chunks = 16;  // of each but the last; an empty shard is one
+
+  static Segments of(const StateShape& shape);
+};
+
 /// Arrays of one call; null without memory. Elements are of the data's type, and so are the arrays
 /// of bytes.
 struct Scratch {
@@ -25,6 +40,13 @@ struct Scratch {
   float* decays = nullptr;      // [B H, piece, 64]: of the tokens; for none, fixed and scalar
   float* state = nullptr;       // [B H, K, V]: what one piece hands to the next
   std::byte* states = nullptr;  // [B H, piece, K, V]: of the chunks; elements, for delta f32
+  // In segments
+  Segments segments;
+  float* places = nullptr;          // [B H, chunks, 64, 2]: of the tokens (ChunkPlaces)
+  double* segment_logs = nullptr;   // [B H, segments]: of the decay over each
+  float* segment_states = nullptr;  // [B H, segments, K, V]
+  float* decay_parts = nullptr;     // [B H, chunks, 64, 2], and
+  float* passing = nullptr;         // [B H, chunks] (DecayParts)
   // Delta, with the tokens of a chunk as rows, K and V padded
   float* transition = nullptr;    // [B H, K, K] (not padded): as `state`
   std::byte* reads = nullptr;     // [B H, piece, 64, K]: what multiplies the state
@@ -35,6 +57,7 @@ struct Scratch {
   int64_t bytes = 0;
 
  private:
+  void take_segments(std::byte* memory, StateKind kind, const StateShape& shape);
   void take(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape);
 };
 
