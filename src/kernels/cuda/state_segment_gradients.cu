@@ -110,7 +110,7 @@ struct KeyShared {
     Panel<V> v, dout;
   };
   Stage stages[2];
-  Tile<bf16, K, V> costate;
+  Tile<bf16, K, V> costate, state;
   Tile<bf16> scores, dscores;
   float enter[kTile], leave[kTile];
   float rows[Scores::kAcross][kTile], columns[Scores::kDown][kTile];  // sums of the pairs
@@ -156,37 +156,33 @@ __device__ void load_scores(const SegmentGradientArgs& a, int stage_index,
   }
 }
 
-/// A thread's part of <S, D>, S being on its way from memory before it is called.
+/// Copies a matrix to a tile beside the computation, each thread what dot_own() has it read.
 template <int Threads, int K, int V>
-struct PassingState {
-  Pack<bf16, kPack<bf16>> read[K * V / kPack<bf16> / Threads];
+__device__ void load_own(Tile<bf16, K, V>& tile, const View<bf16>& state) {
+  for_packs_of<Threads, K, V>([&](int, int row, int column) {
+    bf16* to = &tile.at(row, column);
+    if (state.packs) {
+      const bool there = state.has(row, column);
+      copy_or_zero(to, there ? &state.at(row, column) : state.data, there);
+    } else {
+      for (int j = 0; j < kPack<bf16>; ++j) to[j] = from_float<bf16>(state.value(row, column + j));
+    }
+  });
+}
 
-  __device__ void load(const View<bf16>& state) {
-    for_packs_of<Threads, K, V>([&](int i, int row, int column) {
-      read[i] = {};
-      if (state.packs && state.has(row, column)) {
-        read[i] = load_pack<kPack<bf16>>(&state.at(row, column));
-      }
-    });
-    if (state.packs) return;
-    for_packs_of<Threads, K, V>([&](int i, int row, int column) {
+/// A thread's part of <a, b>.
+template <int Threads, int K, int V>
+__device__ float dot_own(const Tile<bf16, K, V>& a, const Tile<bf16, K, V>& b) {
+  float sum = 0;
+  for_packs_of<Threads, K, V>([&](int, int row, int column) {
+    float first[kPack<bf16>], second[kPack<bf16>];
+    load<kPack<bf16>>(&a.at(row, column), first);
+    load<kPack<bf16>>(&b.at(row, column), second);
 #pragma unroll
-      for (int j = 0; j < kPack<bf16>; ++j) {
-        read[i].value[j] = from_float<bf16>(state.value(row, column + j));
-      }
-    });
-  }
-  __device__ float product(const Tile<bf16, K, V>& costate) const {
-    float sum = 0;
-    for_packs_of<Threads, K, V>([&](int i, int row, int column) {
-      float own[kPack<bf16>];
-      weft::cuda::load<kPack<bf16>>(&costate.at(row, column), own);
-#pragma unroll
-      for (int j = 0; j < kPack<bf16>; ++j) sum = fmaf(to_float(read[i].value[j]), own[j], sum);
-    });
-    return sum;
-  }
-};
+    for (int j = 0; j < kPack<bf16>; ++j) sum = fmaf(first[j], second[j], sum);
+  });
+  return sum;
+}
 
 template <int K, int V, int Warps>
 __global__ void __launch_bounds__(Warps* kWarp)
@@ -215,14 +211,16 @@ __global__ void __launch_bounds__(Warps* kWarp)
     costate.round_to(shared.costate);
     await_copies<0>();
     __syncthreads();  // the chunk and the costate are there, nobody reads the chunk before any more
+    if (trained) {
+      load_own<kOfBlock>(shared.state, a.entering.view(g.s, at.bh, at.first + n));
+    }
+    close_copies();
     fetch(n - 1);
     const auto& [places, q, k, v, dout] = shared.stages[n % 2];
     if (threadIdx.x < kTile) {
       shared.enter[threadIdx.x] = a.scale * places.enter(threadIdx.x);
       shared.leave[threadIdx.x] = places.leave(threadIdx.x);
     }
-    PassingState<kOfBlock, K, V> passing;
-    if (trained) passing.load(a.entering.view(g.s, at.bh, at.first + n));
     load_scores(a, n % 2, shared);
     WarpSum<kTile, V, Warps> dv;
     dv.template add<false, false>(k, shared.costate);
@@ -232,7 +230,8 @@ __global__ void __launch_bounds__(Warps* kWarp)
     dk.for_rows([&](int i, int half, int t) { dk.scale_row(i, half, places.leave(t)); });
     if (trained) {
       dk.sum_rows(&shared.written[0][0], [&](int i, int half) { return dk.dot(i, half, k); });
-      const float part = warp_reduce(passing.product(shared.costate), cuda::Sum{});
+      await_copies<1>();  // its own of the state: not yet those of the next chunk
+      const float part = warp_reduce(dot_own<kOfBlock>(shared.state, shared.costate), cuda::Sum{});
       if (threadIdx.x % kWarp == 0) shared.passing[threadIdx.x / kWarp] = part;
     }
     __syncthreads();  // the scores are there, nobody reads the costate any more
@@ -262,7 +261,7 @@ __global__ void __launch_bounds__(kThreads)
     decay_gradients(const __grid_constant__ Segmented g,
                     const __grid_constant__ SegmentGradientArgs a) {
   struct Token {
-    float pairs, writes, reads;
+    double pairs, writes, reads;
     int document;  // of the chunk's
   };
   constexpr int kChunks = kThreads / kTile;
@@ -306,6 +305,7 @@ void segment_query_gradients(const Segmented& g, const SegmentGradientArgs& args
 void segment_key_gradients(const Segmented& g, const SegmentGradientArgs& args, Stream& stream) {
   constexpr int kWarps = 8;
   with_widths(g.s, [&](auto k, auto v) {
+    static_assert(sizeof(KeyShared<k, v, kWarps>) <= 227 * 1024, "of a block on Hopper");
     launch_warps<kWarps>(key_gradients<k, v, kWarps>, g.heads * g.segments,
                          sizeof(KeyShared<k, v, kWarps>), stream, g, args);
   });
