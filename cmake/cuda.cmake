@@ -41,6 +41,9 @@ add_library(weft_cuda_kernels OBJECT
   src/kernels/cuda/state_gradients.cu
   src/kernels/cuda/state_in_segments.cu
   src/kernels/cuda/state_lane_gradients.cu
+  src/kernels/cuda/state_lane_leaving.cu
+  src/kernels/cuda/state_lane_outputs.cu
+  src/kernels/cuda/state_lane_segments.cu
   src/kernels/cuda/state_mixer.cu
   src/kernels/cuda/state_outputs.cu
   src/kernels/cuda/state_segment_gradients.cu

@@ -105,20 +105,20 @@ class StateShard {
 
   KernelUse backward_local() const {
     // Of delta the gradients are written later, in segments all but dq.
-    StateGradients written = gradients(delta() || segments() ? work() : output());
-    if (segments()) written.dq = w.output("dq", wide, {B, T, H, K});
-    return use_of(
-        state_backward_local,
-        {.gradients = written,
-         .entering =
-             segments() ? chunks() : w.output("entering", wide, {B, H, state_chunks(T), K, V}),
-         .h0 = h0_,
-         .scratch = scratch_,
-         .q = q_,
-         .dout = dout_,
-         .scale = scale(),
-         .tokens = tokens_},
-        shape());
+    StateGradients written = gradients(delta() || whole_in_segments() ? work() : output());
+    if (whole_in_segments()) written.dq = w.output("dq", wide, {B, T, H, K});
+    return use_of(state_backward_local,
+                  {.gradients = written,
+                   .entering = whole_in_segments()
+                                   ? chunks()
+                                   : w.output("entering", wide, {B, H, state_chunks(T), K, V}),
+                   .h0 = h0_,
+                   .scratch = scratch_,
+                   .q = q_,
+                   .dout = dout_,
+                   .scale = scale(),
+                   .tokens = tokens_},
+                  shape());
   }
 
   KernelUse backward_apply() const {
@@ -162,8 +162,9 @@ class StateShard {
   }
 
   bool delta() const { return kind_ == StateKind::delta; }
-  bool segments() const {
-    return w.device() == Device::cuda && cuda::state::in_segments(kind_, w.stored(data), K, V);
+  bool whole_in_segments() const {
+    return w.device() == Device::cuda &&
+           cuda::state::whole_in_segments(kind_, w.stored(data), K, V);
   }
   double scale() const { return 1 / std::sqrt(static_cast<double>(K)); }
   std::string shape() const { return shape_text({B, T, H, K, V}); }
@@ -191,10 +192,12 @@ class StateShard {
   }
 
   Tensor chunks() const { return w.work(wide, {B, H, state_chunks(T), K, V}); }
-  /// A GPU leaves them alone, or keeps segments there, but for vector.
+  /// A GPU leaves them alone, or keeps segments there, but for vector in f32.
   Tensor chunk_outputs(const char* name) const {
     if (delta()) return {};
-    if (w.device() == Device::cuda && kind_ != StateKind::vector) return chunks();
+    const bool lanes =
+        kind_ == StateKind::vector && !cuda::state::in_segments(kind_, w.stored(data), K, V);
+    if (w.device() == Device::cuda && !lanes) return chunks();
     return w.output(name, wide, {B, H, state_chunks(T), K, V});
   }
 
@@ -248,7 +251,7 @@ std::vector<KernelCase> state_cases() {
       if (pass != &StateShard::local) continue;
       cases.back().idle = [kind = kind](Device device, DType dtype) {
         const int64_t width = timed_sizes(device).head_dim;
-        return device == Device::cuda && cuda::state::in_segments(kind, dtype, width, width);
+        return device == Device::cuda && cuda::state::whole_in_segments(kind, dtype, width, width);
       };
     }
   }

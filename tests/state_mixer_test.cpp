@@ -455,9 +455,9 @@ TEST(StateMixerScratch, OfAGpuGrowsWithHeadsAndLittleWithTokensBeyondAPiece) {
     EXPECT_GT(bytes(Device::cuda, 64, 32), chunk);
     EXPECT_GT(bytes(Device::cuda, 128, 16), chunk);
     constexpr int64_t kLogs = int64_t{8} << 20;  // bytes for 2^16 chunks of 16 heads
-    const bool segments = cuda::state::in_segments(kind, DType::bf16, 128, 128);
+    const bool places = cuda::state::whole_in_segments(kind, DType::bf16, 128, 128);
     // The place of every token, where decays are trained also what their gradients are made of.
-    const int64_t of_tokens = !segments                   ? 0
+    const int64_t of_tokens = !places                     ? 0
                               : kind == StateKind::scalar ? 2 * 64 * kLogs + kLogs / 2
                                                           : 64 * kLogs;
     const int64_t lanes = kind == StateKind::vector ? 128 : 1;

@@ -70,7 +70,7 @@ struct StateSummaryArgs {
   Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
   Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
                         // state that leaves it, for state_apply; absent for delta. On a GPU only
-                        // of vector: what else is there is between the two passes
+                        // of vector in f32: what else is there is between the two passes
   Tensor scratch;       // u8 [state_scratch_bytes], of the tokens' device
   StateTokens tokens;
 };
@@ -94,9 +94,9 @@ std::vector<Product> products(const StateLocalArgs& args);
 void state_local(const StateLocalArgs& args, Stream& stream);
 
 /// The rest of the outputs, from the state that enters the shard. The state is carried from chunk
-/// to chunk in order: a shard cut after a whole chunk gives the same bits. Not so in bf16 on a GPU
-/// for kinds with one decay a token: there it is carried so inside segments of 16 chunks or more,
-/// whose length the shape decides, and only a shard of one segment keeps its bits when it is cut.
+/// to chunk in order: a shard cut after a whole chunk gives the same bits. Not so for diagonal kinds
+/// in bf16 on a GPU: there it is carried so inside segments of 16 chunks or more, whose length the
+/// shape decides, and only a shard of one segment keeps its bits when it is cut.
 struct StateApplyArgs {
   Tensor out;           // [B, T, H, V]; adds to what state_local wrote; where that leaves it alone,
                         // written

@@ -1,4 +1,4 @@
-// The passes of the kinds with one decay a token in bf16 (in_segments()).
+// The passes of the kinds in segments (in_segments()), but for state_local.
 #pragma once
 
 #include "src/kernels/state_mixer.hpp"

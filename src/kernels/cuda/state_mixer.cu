@@ -196,8 +196,11 @@ void state_summarize(const StateSummaryArgs& args, Stream& stream) {
 }
 
 void state_local(const StateLocalArgs& args, Stream& stream) {
+  const auto alone = [&] {
+    if (args.tokens.kind == StateKind::vector) state::local<bf16>(args, stream);
+  };
   state::visit(
-      args.tokens, [&] {}, [&] {}, [&](auto zero) { state::local<decltype(zero)>(args, stream); });
+      args.tokens, [&] {}, alone, [&](auto zero) { state::local<decltype(zero)>(args, stream); });
 }
 
 void state_apply(const StateApplyArgs& args, Stream& stream) {

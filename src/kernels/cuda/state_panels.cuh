@@ -147,6 +147,26 @@ class WarpSum {
     return sum;
   }
 
+  /// `shared` [kAcross][M] gets parts of the sums over its rows of its products with `with`.
+  __device__ void sum_products(float* shared, const View<const float>& with) const {
+    sum_rows(shared, [&](int i, int half) {
+      float sum = 0;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int r = row(i, half), first = column(c);
+        float pair[2] = {};
+        if (with.packs) {
+          if (with.has(r, first)) load<2>(&with.at(r, first), pair);
+        } else {
+          pair[0] = with.value(r, first), pair[1] = with.value(r, first + 1);
+        }
+        sum = fmaf(pair[0], at[i][c][2 * half], sum);
+        sum = fmaf(pair[1], at[i][c][2 * half + 1], sum);
+      }
+      return sum;
+    });
+  }
+
   /// Rounds it to a tile.
   __device__ void round_to(Tile<bf16, M, N>& tile) {
     for_pairs([&](int row, int column, float& first, float& second) {
@@ -155,24 +175,34 @@ class WarpSum {
     });
   }
   /// Stores what `to` has places for.
-  __device__ void store_to(const View<float>& to) {
+  template <class E>
+  __device__ void store_to(const View<E>& to) {
     if (to.packs) {
       for_pairs([&](int row, int column, float& first, float& second) {
         if (to.has(row, column)) store<2>(&to.at(row, column), {first, second});
       });
     } else {
       for_pairs([&](int row, int column, float& first, float& second) {
-        if (to.has(row, column)) to.at(row, column) = first;
-        if (to.has(row, column + 1)) to.at(row, column + 1) = second;
+        if (to.has(row, column)) to.at(row, column) = from_float<E>(first);
+        if (to.has(row, column + 1)) to.at(row, column + 1) = from_float<E>(second);
       });
     }
   }
   /// 0 where `from` has nothing.
-  __device__ void load_from(const View<const float>& from) {
-    for_pairs([&](int row, int column, float& first, float& second) {
-      first = from.value(row, column);
-      second = from.value(row, column + 1);
-    });
+  template <class E>
+  __device__ void load_from(const View<E>& from) {
+    if (from.packs) {
+      for_pairs([&](int row, int column, float& first, float& second) {
+        float pair[2] = {};
+        if (from.has(row, column)) load<2>(&from.at(row, column), pair);
+        first = pair[0], second = pair[1];
+      });
+    } else {
+      for_pairs([&](int row, int column, float& first, float& second) {
+        first = from.value(row, column);
+        second = from.value(row, column + 1);
+      });
+    }
   }
 
  private:

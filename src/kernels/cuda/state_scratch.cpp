@@ -7,10 +7,13 @@
 namespace weft::cuda::state {
 
 bool in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim) {
-  const bool token_decays =
-      kind == StateKind::none || kind == StateKind::fixed || kind == StateKind::scalar;
   constexpr int64_t kWidest = 128;  // a state of more does not fit into a block's registers
-  return token_decays && dtype == DType::bf16 && key_dim <= kWidest && value_dim <= kWidest;
+  return kind != StateKind::delta && dtype == DType::bf16 && key_dim <= kWidest &&
+         value_dim <= kWidest;
+}
+
+bool whole_in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim) {
+  return kind != StateKind::vector && in_segments(kind, dtype, key_dim, value_dim);
 }
 
 Segments Segments::of(const StateShape& shape) {
@@ -41,11 +44,12 @@ void Scratch::take_segments(std::byte* memory, StateKind kind, const StateShape&
   Slab slab(memory);
   const int64_t heads = shape.batch * shape.heads, chunks = heads * state_chunks(shape.tokens);
   segments = Segments::of(shape);
-  const int64_t of_all = heads * segments.count;
-  logs = slab.take<double>(chunks);
-  places = slab.take<float>(chunks * kStateChunk * 2);
-  segment_logs = slab.take<double>(of_all);
+  const bool lanes = kind == StateKind::vector;
+  const int64_t of_all = heads * segments.count, width = lanes ? shape.key_dim : 1;
+  logs = slab.take<double>(chunks * width);
+  segment_logs = slab.take<double>(of_all * width);
   segment_states = slab.take<float>(of_all * shape.key_dim * shape.value_dim);
+  if (!lanes) places = slab.take<float>(chunks * kStateChunk * 2);
   if (kind == StateKind::scalar) {
     decay_parts = slab.take<float>(chunks * kStateChunk * 2);
     passing = slab.take<float>(chunks);

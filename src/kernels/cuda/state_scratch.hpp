@@ -15,12 +15,15 @@ inline constexpr int64_t padded(int64_t width) {
   return (width + kStateChunk - 1) / kStateChunk * kStateChunk;
 }
 
-/// Whether a GPU computes a shard in segments: one decay a token, in bf16. state_local then leaves
-/// everything to state_apply, state_backward_local makes dq and state_backward_apply dk and dv, all
-/// whole; dlog_decay holds between the two what each token reads of the states. chunk_states and
-/// chunk_costates hold what each segment adds, [B, H, segments, K, V], and `entering` the states in
-/// bf16, where decays are trained.
+/// Whether a GPU takes a shard in segments: a diagonal kind in bf16. chunk_states and
+/// chunk_costates then hold what each segment adds, [B, H, segments, K, V].
 bool in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
+
+/// Whether what comes from pairs inside a chunk is then made with the rest: of one decay a token.
+/// state_local leaves everything to state_apply, state_backward_local makes dq and
+/// state_backward_apply dk and dv, all whole. Between these two dlog_decay holds what each token
+/// reads of the states, and `entering` the states in bf16, where decays are trained.
+bool whole_in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
 
 /// The segments of a shard, which the shape alone decides: enough of them to keep a GPU busy, and
 /// long enough that what each of them adds is little to read and write.
@@ -43,7 +46,7 @@ struct Scratch {
   // In segments
   Segments segments;
   float* places = nullptr;          // [B H, chunks, 64, 2]: of the tokens (ChunkPlaces)
-  double* segment_logs = nullptr;   // [B H, segments]: of the decay over each
+  double* segment_logs = nullptr;   // [B H, segments, lanes]: of the decay over each
   float* segment_states = nullptr;  // [B H, segments, K, V]
   float* decay_parts = nullptr;     // [B H, chunks, 64, 2], and
   float* passing = nullptr;         // [B H, chunks] (DecayParts)

@@ -17,16 +17,22 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-/// A thread a segment.
+/// A thread a segment and lane.
 __global__ void __launch_bounds__(kThreads)
     sum_logs_of_segments(const __grid_constant__ Segmented g, ChunkLogs logs, ChunkLogs out) {
   const int64_t i = thread_index();
-  if (i >= g.heads * g.segments) return;
-  const Segmented::At at = g.at(static_cast<int>(i));
+  if (i >= g.heads * g.segments * g.s.lanes) return;
+  const int lane = static_cast<int>(i % g.s.lanes);
+  const Segmented::At at = g.at(static_cast<int>(i / g.s.lanes));
   double sum = 0;
 #pragma unroll 8
-  for (int n = 0; n < at.count; ++n) sum += logs.at(g.s, at.bh, at.first + n, 0);
+  for (int n = 0; n < at.count; ++n) sum += logs.at(g.s, at.bh, at.first + n, lane);
   out.data[i] = sum;
+}
+
+void sum_logs(const Segmented& g, const Scratch& scratch, Stream& stream) {
+  launch(sum_logs_of_segments, ceil_div(g.heads * g.segments * g.s.lanes, kThreads), 0, stream, g,
+         ChunkLogs{scratch.logs}, ChunkLogs{scratch.segment_logs});
 }
 
 template <int K, int V>
@@ -80,11 +86,14 @@ __global__ void __launch_bounds__(Warps* kWarp)
 }  // namespace
 
 void place_tokens(const Segmented& g, const Scratch& scratch, Stream& stream) {
-  const int64_t chunks = g.heads * g.s.chunks, segments = g.heads * g.segments;
-  const ChunkLogs logs{scratch.logs}, of_segments{scratch.segment_logs};
-  launch(place_chunks, ceil_div(chunks * kWarp, kThreads), 0, stream, g.s, g.heads,
-         reinterpret_cast<ChunkPlaces*>(scratch.places), logs);
-  launch(sum_logs_of_segments, ceil_div(segments, kThreads), 0, stream, g, logs, of_segments);
+  launch(place_chunks, ceil_div(g.heads * g.s.chunks * kWarp, kThreads), 0, stream, g.s, g.heads,
+         reinterpret_cast<ChunkPlaces*>(scratch.places), ChunkLogs{scratch.logs});
+  sum_logs(g, scratch, stream);
+}
+
+void sum_lane_logs(const Segmented& g, const Scratch& scratch, Stream& stream) {
+  chunk_logs(g.s, g.heads, ChunkLogs{scratch.logs}, stream);
+  sum_logs(g, scratch, stream);
 }
 
 void sum_segments(const Segmented& g, const ChunkProducts<bf16>& products, float* out,

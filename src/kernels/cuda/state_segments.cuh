@@ -1,4 +1,4 @@
-// Kinds with one decay a token, in bf16: a shard in segments that are computed side by side
+// The diagonal kinds in bf16: a shard in segments that are computed side by side
 // (docs/state_mixers.md, On a GPU).
 #pragma once
 
@@ -54,7 +54,7 @@ struct Segmented {
   Shard s;
   int64_t heads;              // B H
   int segments, each;         // chunks
-  const ChunkPlaces* places;  // [B H, chunks]
+  const ChunkPlaces* places;  // [B H, chunks]; of one decay a token
   float* states;              // [B H, segments, K, V]: what enters each (backwards: its gradient
                               // where it leaves); null: `outer` alone, for one segment
   const float* outer;         // [B H, K, V]: what enters the shard (backwards: leaves); null: 0
@@ -126,6 +126,8 @@ void launch_warps(Kernel kernel, int64_t blocks, size_t shared_bytes, Stream& st
 
 /// The places of all tokens, and the logs of the decays over chunks and segments, in scratch.
 void place_tokens(const Segmented& g, const Scratch& scratch, Stream& stream);
+/// The logs alone, of vector.
+void sum_lane_logs(const Segmented& g, const Scratch& scratch, Stream& stream);
 
 /// out [B H, segments, K, V] = what each segment alone adds to the state that leaves it, or
 /// (`backwards`) to the gradient of the one that enters it.
@@ -140,6 +142,8 @@ struct SegmentOutputArgs {
 };
 /// Outputs and the leaving state, g.states being the entering states.
 void segment_outputs(const Segmented& g, const SegmentOutputArgs& args, Stream& stream);
+/// Adds to out, for vector, what is read of the entering states; and the leaving state.
+void add_lane_outputs(const Segmented& g, const SegmentOutputArgs& args, Stream& stream);
 
 /// What gradients of decays are summed from (docs/state_mixers.md, Gradients of decays), in
 /// scratch.
@@ -170,5 +174,25 @@ struct SegmentGradientArgs {
 void segment_query_gradients(const Segmented& g, const SegmentGradientArgs& args, Stream& stream);
 /// dk, dv, dh0 and dlog_decay, g.states being the gradients of the leaving states.
 void segment_key_gradients(const Segmented& g, const SegmentGradientArgs& args, Stream& stream);
+
+/// The carry of the vector kind through its segments, backwards where the products are of q and
+/// dout.
+struct LaneCarry {
+  ChunkProducts<bf16> products;
+  ChunkMatrices<float> before;  // [B H, chunks, K, V]: the state before each chunk (backwards:
+                                // behind); no data: not wanted
+  float* end;                   // [B H, segments, K, V]: that leaves each; null: not wanted
+};
+void carry_lanes(const Segmented& g, const LaneCarry& args, Stream& stream);
+
+struct LaneLeavingArgs {
+  Rows<const bf16> q, k, v, dout;
+  Rows<float> dk, dv, dlog_decay;
+  ChunkMatrices<const float> entering;  // [B H, chunks, K, V]
+  float* dh0;                           // null: not wanted
+  float scale;
+};
+/// Adds to dk, dv and dlog_decay of vector, g.states being the gradients of the leaving states.
+void add_lane_leaving(const Segmented& g, const LaneLeavingArgs& args, Stream& stream);
 
 }  // namespace weft::cuda::state
