@@ -16,8 +16,9 @@ struct StepMetrics {
   double learning_rate = 0;
   int64_t tokens = 0;  // of the global batch
   int ranks = 1;
-  /// From the report of the step before (from the begin of the first) to this one's: what a step
-  /// takes of the run, loading and writing included. On a GPU these overlap with the step.
+  /// From the end of the step before on rank 0's device (from the begin of loading the first) to
+  /// this one's: what a step takes of the run, loading and writing included. On a GPU these overlap
+  /// with the step.
   double step_s = 0;
   /// FLOPs of the step without recomputation / (step_s x the matmul rate measured at the start)
   double mfu = 0;

@@ -143,7 +143,7 @@ ExitCode TrainRun::run(World& world) {
   // A GPU has the next step before the host waits for this one's report.
   const int64_t in_flight = on_gpu ? Trainer::kStepsInFlight : 1;
   std::deque<StepMetrics> begun;  // whose reports were not read
-  last_report_ = Clock::now();
+  last_end_ = Clock::now();
   for (int64_t step = 0, next = 0; step < config_.train.steps; ++step) {
     for (; next < std::min(step + in_flight, config_.train.steps); ++next) {
       whereabouts().step = next;
@@ -215,11 +215,10 @@ StepMetrics TrainRun::begin_step(Trainer& trainer, const BatchLoader& loader, in
 void TrainRun::finish_step(Trainer& trainer, StepMetrics& metrics) {
   const int64_t host_waits_before = trainer.host_waits();
   const StepReport report = trainer.report();
-  const auto now = Clock::now();
   metrics.loss = report.loss;
   metrics.grad_norm = report.grad_norm;
-  metrics.step_s = std::chrono::duration<double>(now - last_report_).count();
-  last_report_ = now;
+  metrics.step_s = std::chrono::duration<double>(report.finished - last_end_).count();
+  last_end_ = report.finished;
   metrics.mfu = step_flops_ / (metrics.step_s * matmul_rate_);
   metrics.host_waits += trainer.host_waits() - host_waits_before;
   metrics.peak_rss_bytes = peak_resident_bytes();

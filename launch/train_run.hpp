@@ -47,7 +47,7 @@ class TrainRun {
   int64_t group_bytes_ = 0;           // of it, what NCCL's groups took before the first step
   double step_flops_ = 0;             // of all ranks, without what is computed again
   double matmul_rate_ = 0;            // FLOP/s of all ranks together
-  std::chrono::steady_clock::time_point last_report_;  // or the first step's begin
+  std::chrono::steady_clock::time_point last_end_;  // of a step; at first, the first one's begin
 };
 
 }  // namespace weft

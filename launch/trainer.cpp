@@ -175,7 +175,9 @@ StepReport Trainer::report() {
   const std::vector<double> totals = reports_.read();
   const double scale = loss_scales_.front();
   loss_scales_.pop_front();
-  return {.loss = totals[0] * scale, .grad_norm = std::sqrt(totals[1])};
+  return {.loss = totals[0] * scale,
+          .grad_norm = std::sqrt(totals[1]),
+          .finished = reports_.finished()};
 }
 
 StepReport Trainer::step(int64_t step, std::span<const Batch> batches, int64_t global_labels) {

@@ -46,10 +46,12 @@ struct StepPlan {
   double flops() const;
 };
 
-/// What a step says, the same on every rank.
+/// What a step says, the same on every rank but for the time.
 struct StepReport {
   double loss = 0;       // mean over the labelled tokens of the global batch
   double grad_norm = 0;  // before clipping
+  /// When this rank's device had done the step, whenever the host read the report; the rank's own.
+  Readback::Clock::time_point finished = {};
 };
 
 /// What takes the place of the strategies that a config names, where it is given.

@@ -92,6 +92,27 @@ TEST(Readback, OfASynchronousStreamNeverWaits) {
   EXPECT_EQ(results.waits(), 0);
 }
 
+TEST(Readback, KnowsWhenTheWorkWasDoneHoweverLateItIsRead) {
+  using Clock = Readback::Clock;
+  Readback results(Device::cpu, 1, /*slots=*/2);
+  const auto stream = make_worker_stream("results");
+  const Owned result = filled(DType::f64, {1}, 1);
+  const Clock::time_point start = Clock::now();
+  for (int i = 0; i < 2; ++i) {
+    stream->enqueue([] { std::this_thread::sleep_for(std::chrono::milliseconds(10)); });
+    results.send(result, *stream);
+  }
+  stream->record().wait();
+  const Clock::time_point end = Clock::now();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  results.read();
+  const Clock::time_point first = results.finished();
+  results.read();
+  EXPECT_GE(first, start + std::chrono::milliseconds(10));
+  EXPECT_GE(results.finished(), first + std::chrono::milliseconds(10));
+  EXPECT_LE(results.finished(), end);
+}
+
 TEST(Readback, RethrowsWhatTheWorkFailedWith) {
   Readback results(Device::cpu, 1, /*slots=*/1);
   const Owned result(DType::f64, {1});

@@ -5,7 +5,8 @@
 
 namespace weft {
 
-Readback::Readback(Device device, int64_t size, int64_t slots) : size_(size), events_(slots) {
+Readback::Readback(Device device, int64_t size, int64_t slots)
+    : size_(size), events_(slots), ends_(slots) {
   if (device == Device::cuda) {
     const int64_t bytes = slots * size * size_of(DType::f64);
     pinned_ = cuda::allocate_pinned("results on their way to the host", bytes);
@@ -26,15 +27,19 @@ void Readback::send(const Tensor& result, Stream& stream) {
   } else {
     stream.enqueue([to, from, bytes = result.nbytes()] { std::memcpy(to, from, bytes); });
   }
-  events_[sent_++ % std::ssize(events_)] = stream.record();
+  const int64_t at = sent_++ % std::ssize(events_);
+  stream.enqueue([end = &ends_[at]] { *end = Clock::now(); });
+  events_[at] = stream.record();
 }
 
 std::vector<double> Readback::read() {
   WEFT_CHECK(unread() > 0, "no result is on its way");
   const double* const from = slot(read_);
-  const Event event = std::exchange(events_[read_++ % std::ssize(events_)], {});
+  const int64_t at = read_++ % std::ssize(events_);
+  const Event event = std::exchange(events_[at], {});
   if (!event.ready()) ++waits_;
   event.wait();
+  finished_ = ends_[at];
   return {from, from + size_};
 }
 
