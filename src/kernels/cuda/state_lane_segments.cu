@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
 }  // namespace
 
 void carry_lanes(const Segmented& g, const LaneCarry& args, Stream& stream) {
-  constexpr int kWarps = 8;
+  constexpr int kWarps = 16;
   const auto carry = [&](auto leaving) {
     with_widths(g.s, [&](auto k, auto v) {
       launch_warps<kWarps>(carry_segments<leaving, k, v, kWarps>, g.heads * g.segments,
