@@ -77,13 +77,6 @@ class Mirror {
     return ctx_.scratch.allocate("late queries", dtype, {shard_.q.dim(0), shard_.q.dim(2), tokens});
   }
 
-  /// A copy without gaps, to be sent.
-  Tensor packed(const Tensor& t) const {
-    const Tensor y = t.ndim == 4 ? heads(t.dim(1), t.dtype) : numbers(t.dim(2), t.dtype);
-    copy({.y = y, .x = t}, ctx_.compute);
-    return y;
-  }
-
   /// Sends each tensor of `ours`, and receives its counterpart. Under a causal mask all ranks call.
   Event swap(std::initializer_list<Tensor> ours, std::initializer_list<Tensor> theirs) const {
     if (!shard_.causal) return {};
@@ -244,7 +237,7 @@ class GatheredAttention final : public AttentionParallel {
     const Scope scope(ctx.scratch);
     const Mirror mirror(shard, Tag::Pass::forward, ctx);
     const Tensor q = mirror.heads(mirror.taken(), shard.q.dtype);
-    const Event arrived = mirror.swap({mirror.packed(mirror.late(shard.q))}, {q});
+    const Event arrived = mirror.swap({packed(mirror.late(shard.q), ctx)}, {q});
     const GatheredHeads gathered(shard, Tag::Pass::forward, ctx);
     const Tensor tiles = tiles_of(shard, mirror, ctx);
     const Rows kept{.queries = own_queries(shard, ctx).tokens(0, mirror.kept()),
@@ -302,8 +295,8 @@ class GatheredAttention final : public AttentionParallel {
                      .dout = mirror.heads(mirror.taken(), dout.dtype),
                      .delta = mirror.numbers(mirror.taken(), wide)};
     const Event arrived = mirror.swap(
-        {mirror.packed(mirror.late(shard.q)), mirror.packed(mirror.late(dout)),
-         mirror.packed(mirror.late_numbers(lse)), mirror.packed(mirror.late_numbers(delta))},
+        {packed(mirror.late(shard.q), ctx), packed(mirror.late(dout), ctx),
+         packed(mirror.late_numbers(lse), ctx), packed(mirror.late_numbers(delta), ctx)},
         {q, taken.dout, taken.lse, taken.delta});
     const GatheredHeads gathered(shard, Tag::Pass::backward, ctx);
     ScatteredGradients scattered(shard, gathered, gradients, ctx);

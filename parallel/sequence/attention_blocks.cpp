@@ -14,6 +14,12 @@ Tensor first_tokens(const Tensor& buffer, int64_t tokens) {
   return Tensor::view(buffer.data, buffer.dtype, buffer.device, dims);
 }
 
+/// Contiguous, of the shape of `t`.
+Tensor room_like(const char* name, const Tensor& t, DType dtype, StepContext& ctx) {
+  const Tensor flat = ctx.scratch.allocate(name, dtype, {t.numel()});
+  return Tensor::view(flat.data, dtype, flat.device, {t.shape.data(), static_cast<size_t>(t.ndim)});
+}
+
 /// Pairs that the causal mask and the window leave, whatever the documents.
 double pairs(const AttentionShard& shard, int64_t q_begin, int64_t q_end, int64_t k_begin,
              int64_t k_end) {
@@ -67,11 +73,15 @@ Tensor attention_tiles(const AttentionShard& shard, std::initializer_list<Attent
 
 Tensor rounded(const Tensor& t, DType dtype, StepContext& ctx) {
   if (t.dtype == dtype) return t;
-  const Tensor flat = ctx.scratch.allocate("rounded", dtype, {t.numel()});
-  const Tensor copy =
-      Tensor::view(flat.data, dtype, flat.device, {t.shape.data(), static_cast<size_t>(t.ndim)});
-  convert({.y = copy, .x = t}, ctx.compute);
-  return copy;
+  const Tensor y = room_like("rounded", t, dtype, ctx);
+  convert({.y = y, .x = t}, ctx.compute);
+  return y;
+}
+
+Tensor packed(const Tensor& t, StepContext& ctx) {
+  const Tensor y = room_like("packed", t, t.dtype, ctx);
+  copy({.y = y, .x = t}, ctx.compute);
+  return y;
 }
 
 Tag attention_tag(const AttentionShard& shard, Tag::Pass pass, Tag::Purpose purpose) {

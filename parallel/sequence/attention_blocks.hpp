@@ -54,6 +54,8 @@ Tensor attention_tiles(const AttentionShard& shard, std::initializer_list<Attent
 /// `t`, or where its type is another one a copy of that type in the scratch: products take sums of
 /// the accumulator type rounded to the data's. Contiguous.
 Tensor rounded(const Tensor& t, DType dtype, StepContext& ctx);
+/// A contiguous copy in the scratch, to be sent.
+Tensor packed(const Tensor& t, StepContext& ctx);
 
 Tag attention_tag(const AttentionShard& shard, Tag::Pass pass,
                   Tag::Purpose purpose = Tag::Purpose::attention);
