@@ -41,10 +41,11 @@ inline SentBytes rsa_bytes(const ByteShape& s, int p) {
   return ring_bytes(s, p);
 }
 
-/// Keys to the P-1-h next ranks that exist, queries to a helper for the farthest h distances.
-inline SentBytes lightseq_bytes(const ByteShape& s, int p, int helped) {
+/// Keys to the P-1-h next ranks that exist; queries to a helper for the farthest h distances, and
+/// where `halves` is odd, 2 h + 1, the late half of them for distance P-1-h.
+inline SentBytes lightseq_bytes(const ByteShape& s, int p, int halves) {
   SentBytes sent;
-  const int P = s.ranks(), last = s.causal ? P - 1 - helped : P - 1;
+  const int P = s.ranks(), last = s.causal ? P - 1 - halves / 2 : P - 1;
   for (int t = 1; t <= last; ++t) {
     const bool gives = !s.causal || p + t < P, takes = !s.causal || p >= t;
     if (gives) sent.forward += s.kv() * s.e() * s.T(p);
@@ -52,16 +53,20 @@ inline SentBytes lightseq_bytes(const ByteShape& s, int p, int helped) {
     if (takes) sent.backward += s.kv() * s.w() * s.T(p - t);
   }
   if (!s.causal) return sent;
-  for (int t = 1; t <= helped; ++t) {
-    if (p >= P - t) {  // helped
-      sent.forward += s.q() * s.e() * s.T(p);
-      sent.backward += (2 * s.q() * s.e() + 2 * s.rows() * s.w()) * s.T(p);
+  const auto help = [&](int distance, int part) {  // a part-th of the queries, the smaller one
+    if (p >= distance) {                           // helped
+      const int64_t given = s.T(p) / part;
+      sent.forward += s.q() * s.e() * given;
+      sent.backward += (2 * s.q() * s.e() + 2 * s.rows() * s.w()) * given;
     }
-    if (p < t) {  // helping p + P - t
-      sent.forward += (s.q() + s.rows()) * s.w() * s.T(p + P - t);
-      sent.backward += s.q() * s.w() * s.T(p + P - t);
+    if (p + distance < P) {  // helping
+      const int64_t taken = s.T(p + distance) / part;
+      sent.forward += (s.q() + s.rows()) * s.w() * taken;
+      sent.backward += s.q() * s.w() * taken;
     }
-  }
+  };
+  for (int t = 1; t <= halves / 2; ++t) help(P - t, 1);
+  if (halves % 2 == 1) help(last, 2);
   return sent;
 }
 

@@ -73,6 +73,14 @@ inline constexpr AttentionShape kHeads[] = {
     {.batch = 2, .heads = 4, .kv_heads = 2, .width = 8},   // GQA
     {.batch = 1, .heads = 4, .kv_heads = 1, .width = 8}};  // MQA
 
+/// The table's strategies, and what a setting of theirs makes of them.
+inline std::vector<AttentionStrategy> strategies_and_variants() {
+  std::vector<AttentionStrategy> all(attention_strategies().begin(), attention_strategies().end());
+  // Grouped queries on shards this short are not worth helping; here they are helped all the same.
+  all.push_back({"lightseq, balanced", "", make_balanced_lightseq_attention, true});
+  return all;
+}
+
 /// Says how many cells of a grid ran; the suite adds these lines up.
 inline void print_cells(int64_t cells) {
   std::printf("%lld cells\n", static_cast<long long>(cells));

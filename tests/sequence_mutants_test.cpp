@@ -38,6 +38,9 @@ std::vector<Subject> subjects() {
     all.push_back({strategy.name, strategy.make});
   }
   all.push_back({"lightseq_helping", make_balanced_lightseq_attention, 3, true});
+  // Halves of the queries: of the only block that travels, and beside whole ones.
+  all.push_back({"lightseq_sharing", make_balanced_lightseq_attention, 2, true});
+  all.push_back({"lightseq_helping_and_sharing", make_balanced_lightseq_attention, 4, true});
   // With two ranks each computes for queries that see all keys.
   all.push_back({"allgather_swapping", make_allgather_attention, 2, true});
   all.push_back({"halo", make_windowed_attention, 3, true, 7});

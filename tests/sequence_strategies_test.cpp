@@ -12,14 +12,6 @@
 namespace weft {
 namespace {
 
-/// The table's strategies, and what a setting of theirs makes of them.
-std::vector<AttentionStrategy> strategies_and_variants() {
-  std::vector<AttentionStrategy> all(attention_strategies().begin(), attention_strategies().end());
-  // Grouped queries on shards this short are not worth helping; here they are helped all the same.
-  all.push_back({"lightseq, balanced", "", make_balanced_lightseq_attention, true});
-  return all;
-}
-
 /// A window that reaches over the neighbour's shard.
 constexpr int64_t kWindow = 7;
 
@@ -124,7 +116,7 @@ constexpr Formula kFormulas[] = {
     {"ring", make_ring_attention, ring_bytes},
     {"rsa", make_rsa_attention, rsa_bytes},
     {"lightseq", make_balanced_lightseq_attention,
-     [](const ByteShape& s, int p) { return lightseq_bytes(s, p, (s.ranks() - 1) / 2); }},
+     [](const ByteShape& s, int p) { return lightseq_bytes(s, p, s.ranks() - 1); }},
     {"allgather", make_allgather_attention, allgather_bytes},
     {"ulysses", make_ulysses_attention, ulysses_bytes},
 };
@@ -134,7 +126,7 @@ TEST(StrategyBytes, HaveAFormulaEach) {
 }
 
 TEST(StrategyBytes, AreTheClosedFormWhateverTheCutsAndDocuments) {
-  for (const int ranks : {1, 2, 3, 5, 8}) {
+  for (const int ranks : {1, 2, 3, 4, 5, 8}) {
     for (const Case& c : grid(ranks)) {
       for (const bool causal : {true, false}) {
         const AttentionProblem p = problem(c, DType::f32, kHeads[1], {.causal = causal});

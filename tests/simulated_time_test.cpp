@@ -237,6 +237,21 @@ TEST(RingTime, ForwardIsTheClosedForm) {
   }
 }
 
+TEST(LightSeqTime, ForwardIsBalancedForAnyNumberOfRanks) {
+  // The diagonal block and (P - 1) / 2 whole ones on every rank, whether P is odd or even; besides
+  // that the parts of helpers are merged, at most one a step.
+  const double diagonal = kDiagonal / kWhole;
+  const double merge = 3.0 * kTokens * kHeadCount * kHeadDim / kWhole;
+  for (int ranks = 2; ranks <= 9; ++ranks) {
+    const SimulatedLayer run = simulate_layer(
+        attention_program({"", "", make_balanced_lightseq_attention, true}, even_setting(ranks)),
+        machine_of(1, 0), SimulatedTime::critical_path);
+    const double balanced = diagonal + (ranks - 1) / 2.0;
+    EXPECT_GE(run.forward(), balanced * (1 - 1e-12)) << ranks;
+    EXPECT_LE(run.forward(), balanced + ranks / 2 * merge) << ranks;
+  }
+}
+
 /// Whether forward hides its transfers when kernels take longer than they do. Strategies that are
 /// not listed have no expectation here, and are held to their critical path all the same.
 enum class Schedule { hides, exposes };

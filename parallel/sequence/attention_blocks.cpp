@@ -103,6 +103,13 @@ void add_to(const KeyValue& target, const KeyValue& term, StepContext& ctx) {
   add({.y = target.v, .a = target.v, .b = term.v}, ctx.compute);
 }
 
+void add_to(const Tensor& target, const Tensor& term, StepContext& ctx) {
+  for (int64_t b = 0; b < target.dim(0); ++b) {
+    const Tensor y = target.slice(0, b, b + 1);
+    add({.y = y, .a = y, .b = term.slice(0, b, b + 1)}, ctx.compute);
+  }
+}
+
 KeyValue unpacked(const Tensor& packed) {
   const int64_t heads = packed.dim(2) / 2;
   return {swapped(packed.slice(2, 0, heads)), swapped(packed.slice(2, heads, 2 * heads))};

@@ -65,6 +65,8 @@ void clear_output(const Tensor& out, const Tensor& lse, StepContext& ctx);
 /// Sums of gradients before the first part.
 void clear(const KeyValue& sums, StepContext& ctx);
 void add_to(const KeyValue& target, const KeyValue& term, StepContext& ctx);
+/// Tokens of a batch, target [B, T, H, D] of any stride in B; term contiguous.
+void add_to(const Tensor& target, const Tensor& term, StepContext& ctx);
 
 /// [B, T, ...] seen as [T, B, ...], or back. Token-major memory makes any tokens of a batch, and
 /// the shards of all ranks one after the other, stretches of memory.

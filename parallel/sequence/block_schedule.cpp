@@ -6,18 +6,21 @@
 
 namespace weft {
 
-std::vector<BlockStep> causal_schedule(int ranks, int rank, int helped) {
-  WEFT_CHECK(rank >= 0 && rank < ranks && helped >= 0 && helped <= (ranks - 1) / 2, "rank ", rank,
-             " of ", ranks, ", ", helped, " distances helped");
+std::vector<BlockStep> causal_schedule(int ranks, int rank, int halves) {
+  WEFT_CHECK(rank >= 0 && rank < ranks && halves >= 0 && halves < ranks, "rank ", rank, " of ",
+             ranks, ", ", halves, " halves of distances helped");
+  const int helped = halves / 2;        // whole distances
   const int last = ranks - 1 - helped;  // the largest distance computed at its queries
   std::vector<BlockStep> steps{{.keys_of = rank}};
   for (int t = 1; t <= last; ++t) {
-    BlockStep step;
+    BlockStep step{.shared = t == last && halves % 2 == 1};
     if (rank >= t) step.keys_of = rank - t;
     if (rank + t < ranks) step.keys_to = rank + t;
-    if (t <= helped) {  // distance P - t
-      if (rank < t) step.queries_of = rank + ranks - t;
-      if (rank >= ranks - t) step.helped_by = rank - (ranks - t);
+    // Shared steps and those of whole help are not the same: halves < P makes helped < last then.
+    if (t <= helped || step.shared) {
+      const int distance = step.shared ? t : ranks - t;
+      if (rank + distance < ranks) step.queries_of = rank + distance;
+      if (rank >= distance) step.helped_by = rank - distance;
     }
     steps.push_back(step);
   }
@@ -32,18 +35,21 @@ std::vector<BlockStep> full_schedule(int ranks, int rank) {
   return steps;
 }
 
-int helped_distances(int ranks, const BlockCost& cost) {
-  const auto seconds = [&](int helped) {  // in units of a FLOP's time, the own block left out
+int helped_halves(int ranks, const BlockCost& cost) {
+  const auto seconds = [&](int halves) {  // in units of a FLOP's time, the own block left out
+    const int helped = halves / 2, last = ranks - 1 - helped;
     double sum = 0;
-    for (int t = 1; t <= ranks - 1 - helped; ++t) {
-      const double bytes = cost.key_bytes + (t <= helped ? cost.query_bytes : 0);
-      sum += std::max(cost.flops, bytes * kFlopsPerByte);
+    for (int t = 1; t <= last; ++t) {
+      const bool shared = t == last && halves % 2 == 1;
+      const double computed = shared ? 0.5 : 1.0, given = shared ? 0.5 : t <= helped ? 1.0 : 0.0;
+      const double bytes = cost.key_bytes + given * cost.query_bytes;
+      sum += std::max(computed * cost.flops, bytes * kFlopsPerByte);
     }
     return sum;
   };
-  int best = (ranks - 1) / 2;
-  for (int helped = best - 1; helped >= 0; --helped) {
-    if (seconds(helped) < seconds(best)) best = helped;
+  int best = ranks - 1;
+  for (int halves = best - 1; halves >= 0; --halves) {
+    if (seconds(halves) < seconds(best)) best = halves;
   }
   return best;
 }

@@ -21,7 +21,7 @@ TEST_P(StrategiesOnGpus, EqualFullSoftmaxInF32) {
     const AttentionShape shape = kHeads[1];
     const AttentionProblem p = problem(c, DType::f32, shape);
     const AttentionResult expected = oracle_attention(p);
-    for (const AttentionStrategy& strategy : attention_strategies()) {
+    for (const AttentionStrategy& strategy : strategies_and_variants()) {
       const StrategyRun run = run_strategy(strategy.make, p, c.cuts, /*causal=*/true, /*window=*/0,
                                            [&](int, const auto& body) { start(body); });
       expect_near(run.result, expected, 1e-5, concat(strategy.name, ", ", c.name));
