@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-checks="memcheck racecheck initcheck synccheck" tests= seconds=300 jobs=$(nproc) folder=build/cuda
+checks="memcheck racecheck initcheck synccheck" tests= seconds=300 jobs=4 folder=build/cuda
 while [ $# -gt 0 ]; do
   case $1 in
     --tools) checks=$2; shift 2 ;;
