@@ -247,8 +247,8 @@ std::vector<Field> train_fields() {
       choice("train.precision", train(&T::precision),
              std::vector<std::pair<std::string, DType>>{
                  {"f32", DType::f32}, {"f64", DType::f64}, {"bf16", DType::bf16}},
-             "compute type; losses, states and reductions are at least f32. bf16: on a GPU, models "
-             "of L and G layers; f32 master weights and gradients"),
+             "compute type; losses, states and reductions are at least f32. bf16: on a GPU, with "
+             "f32 master weights and gradients"),
       choice("train.recompute", train(&T::recompute),
              std::vector<std::pair<std::string, Recompute>>{
                  {"none", Recompute::none},
