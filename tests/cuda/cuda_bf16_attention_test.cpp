@@ -26,23 +26,11 @@ class CudaBf16Attention : public CudaTest {
     if (!worst_.empty()) std::printf("worst: %s\n", worst_.c_str());
   }
 
-  // Whatever the choice of attention_forward and _backward is on this GPU.
-  static void forward_in_pieces(const DeviceSide& side, const Problem& p,
-                                const std::vector<Range>& blocks) {
-    side.forward(p, blocks, cuda_test_stream(), [](const AttentionForwardArgs& a, Stream& stream) {
-      if (a.block.q.numel() > 0 && a.block.k.numel() > 0) {
-        cuda::attention_forward_in_pieces(a, stream);
-      }
-    });
-  }
-  static void backward_in_pieces(const DeviceSide& side, const Problem& p,
-                                 const std::vector<Range>& blocks) {
-    side.backward(p, blocks, cuda_test_stream(),
-                  [](const AttentionBackwardArgs& a, Stream& stream) {
-                    if (a.block.q.numel() > 0 && a.block.k.numel() > 0) {
-                      cuda::attention_backward_in_pieces(a, stream);
-                    }
-                  });
+  /// Both passes by cuDNN, whatever attention_forward and _backward choose on this GPU.
+  static void run_in_pieces(const DeviceSide& side, const Problem& p,
+                            const std::vector<Range>& blocks) {
+    side.forward(p, blocks, cuda_test_stream(), &cuda::attention_forward_in_pieces);
+    side.backward(p, blocks, cuda_test_stream(), &cuda::attention_backward_in_pieces);
   }
 
   void expect_near(double error, double bound, const char* what) {
@@ -61,8 +49,7 @@ class CudaBf16Attention : public CudaTest {
                    " window ", p.band ? p.band->window : 0, " ", what);
     SCOPED_TRACE(what_);
     const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
-    forward_in_pieces(side, p, blocks);
-    backward_in_pieces(side, p, blocks);
+    run_in_pieces(side, p, blocks);
     const Result host = on_host(p, {{0, s.keys}});
     // P and the gradients of the scores are rounded to bf16, as are the parts that are added; a
     // log-sum-exp is not.
@@ -152,8 +139,7 @@ TEST_F(CudaBf16Attention, VerySmallLogSumExps) {
     for (size_t i = 0; i < p.k.size(); ++i) p.k[i] = -24 + p.k[i] / 4;
     p.q = rounded(DType::bf16, p.q), p.k = rounded(DType::bf16, p.k);
     const DeviceSide side(p, DType::bf16, DType::f32, &make_device);
-    forward_in_pieces(side, p, {{0, keys}});
-    backward_in_pieces(side, p, {{0, keys}});
+    run_in_pieces(side, p, {{0, keys}});
     const Result host = on_host(p, {{0, keys}});
     EXPECT_LT(*std::min_element(host.lse.begin(), host.lse.end()), -100);
     SCOPED_TRACE(concat(keys, " keys"));

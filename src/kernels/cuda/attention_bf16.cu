@@ -73,13 +73,8 @@ __global__ void __launch_bounds__(kTileThreads, D == 64 ? 2 : 1)
     }
     __syncthreads();  // before a later step takes this one's place
   }
-  RowStage<D>& stage = stage_in<D, kTileThreads / kWarp>(shared);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const auto [factor, keep] = softmax.merge(half, block, lse, b, h, begin + own_row() + 8 * half);
-    stage.put(result, half, factor, keep);
-  }
-  stage.merge(out, b, begin + warp_row(), h, block.dim);
+  merge_output(stage_in<D, kTileThreads / kWarp>(shared), result, softmax, block, out, lse, b, h,
+               begin);
 }
 
 }  // namespace

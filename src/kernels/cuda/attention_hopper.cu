@@ -142,13 +142,8 @@ __global__ void __launch_bounds__((Shape<D>::kConsumers + 1) * kWarpgroup, 1)
   await_products<0>();
   settle(result.at);
   meet_consumers<kConsumers>();  // nobody reads the tiles any more
-  RowStage<D>& stage = stage_in<D, kConsumers * kGroupWarps>(shared);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const auto [factor, keep] = softmax.merge(half, block, lse, b, h, begin + own_row() + 8 * half);
-    stage.put(result, half, factor, keep);
-  }
-  stage.merge(out, b, begin + warp_row(), h, block.dim);
+  merge_output(stage_in<D, kConsumers * kGroupWarps>(shared), result, softmax, block, out, lse, b,
+               h, begin);
 }
 
 }  // namespace

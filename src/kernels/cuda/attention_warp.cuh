@@ -187,6 +187,20 @@ struct RowSoftmax {
   }
 };
 
+/// The sums that go with a softmax become part of out and lse, in the queries from `begin` on that
+/// the block owns. All lanes of the warp call it.
+template <int D>
+__device__ void merge_output(RowStage<D>& stage, const RowSums<D>& sums, const RowSoftmax& softmax,
+                             const BlockView& block, const TokenRows& out, const RowNumbers& lse,
+                             int b, int h, int begin) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto [factor, keep] = softmax.merge(half, block, lse, b, h, begin + own_row() + 8 * half);
+    stage.put(sums, half, factor, keep);
+  }
+  stage.merge(out, b, begin + warp_row(), h, block.dim);
+}
+
 /// What going back needs of a query: P = 2^(score - lse).
 struct QueryRow {
   int2 keys;  // that it sees; none where it saw nothing at all

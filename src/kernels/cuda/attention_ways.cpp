@@ -1,8 +1,8 @@
-// Which way a block of attention is computed. In bf16, where the host knows the mask, as pieces that
-// cuDNN has plans for, but for what own kernels do faster or with the same bits again; in bf16
+// Which way a block of attention is computed. In bf16, where the host knows the mask, as pieces
+// that cuDNN has plans for, but for what own kernels do faster or with the same bits again; in bf16
 // otherwise by own kernels on tensor cores, of which Hopper has faster ones; in f32, and where rows
-// lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no result
-// depends on what a library takes.
+// lie oddly, by own kernels in f32. A piece without a plan is left to own kernels, so that no
+// result depends on what a library takes.
 #include "src/kernels/cuda/attention_ways.hpp"
 
 #include "src/kernels/attention_pieces.hpp"
@@ -141,6 +141,7 @@ void backward_by_own(const AttentionBackwardArgs& args, Stream& stream) {
 }
 
 std::vector<AttentionPiece> pieces_of(const AttentionBlock& block) {
+  if (block.q.numel() == 0 || block.k.numel() == 0) return {};
   return weft::pieces_of(*block.band, block.q.dim(1), block.first_key, block.k.dim(1));
 }
 

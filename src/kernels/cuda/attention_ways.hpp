@@ -24,7 +24,7 @@ void attention_forward_on_warpgroups(const AttentionForwardArgs& args, Stream& s
 void attention_backward_on_warpgroups(const AttentionBackwardArgs& args, Stream& stream);
 
 /// By cuDNN in bf16, a piece of the block after the other; own kernels take those that it has no
-/// plan for. The block has a band, and no operand is empty.
+/// plan for. The block has a band.
 void attention_forward_in_pieces(const AttentionForwardArgs& args, Stream& stream);
 void attention_backward_in_pieces(const AttentionBackwardArgs& args, Stream& stream);
 

@@ -53,6 +53,18 @@ struct ChunkProducts {
   bool leaving;
 };
 
+template <class T>
+ChunkProducts<T> added_by_keys(const StateTokens& tokens) {
+  return {Rows<const T>::of(tokens.k), Rows<const T>::of(tokens.v), 1.0f, true};
+}
+template <class T>
+ChunkProducts<T> added_by_queries(const Tensor& q, const Tensor& dout, double scale) {
+  return {Rows<const T>::of(q), Rows<const T>::of(dout), static_cast<float>(scale), false};
+}
+inline float* optional_f32(const Tensor& t) {
+  return t ? elements<float>(t) : nullptr;
+}
+
 /// For each chunk: before = state, then state = decay o state + added. `before` may be `added`
 /// itself. Null `start` is 0, null `end` is not wanted; they are [B H, K, V] and may be one.
 template <class T>

@@ -29,7 +29,7 @@ SegmentGradientArgs gradients_of(const SegmentCall& call, const StateGradients& 
 /// The state before each chunk, and what comes of it and of the pairs inside a chunk.
 void lane_gradients(const SegmentCall& call, const StateBackwardLocalArgs& args, Stream& stream) {
   const Shard& s = call.g.s;
-  const auto products = segments_add(args.tokens);
+  const auto products = added_by_keys<bf16>(args.tokens);
   float* entering = elements<float>(args.entering);
   carry_lanes(call.reached(products, args.h0),
               LaneCarry{products, ChunkMatrices<float>::of(entering, s, s.chunks), nullptr},
@@ -58,7 +58,7 @@ LaneLeavingArgs lane_leaving_of(const SegmentCall& call, const StateBackwardAppl
 
 void summarize(const StateSummaryArgs& args, Stream& stream) {
   SegmentCall(args.tokens, args.scratch, stream)
-      .summarize(segments_add(args.tokens), args.chunk_states, args.state, args.transition);
+      .summarize(added_by_keys<bf16>(args.tokens), args.chunk_states, args.state, args.transition);
 }
 
 void apply(const StateApplyArgs& args, Stream& stream) {
@@ -70,15 +70,15 @@ void apply(const StateApplyArgs& args, Stream& stream) {
 
 void cosummarize(const StateCosummaryArgs& args, Stream& stream) {
   SegmentCall(args.tokens, args.scratch, stream)
-      .summarize(segments_send_back(args.q, args.dout, args.scale), args.chunk_costates, args.state,
-                 args.transition);
+      .summarize(added_by_queries<bf16>(args.q, args.dout, args.scale), args.chunk_costates,
+                 args.state, args.transition);
 }
 
 void backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
   const SegmentCall call(args.tokens, args.scratch, stream);
   if (args.tokens.kind == StateKind::vector) return lane_gradients(call, args, stream);
   segment_query_gradients(
-      call.reached(segments_add(args.tokens), args.h0),
+      call.reached(added_by_keys<bf16>(args.tokens), args.h0),
       gradients_of(call, args.gradients, args.q, args.dout, args.entering, args.scale, args.tokens),
       stream);
 }

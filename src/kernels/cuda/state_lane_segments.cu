@@ -56,10 +56,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
     });
     state.template add<true, false>(x, y);
   }
-  if (a.end == nullptr) return;
-  const int64_t size = static_cast<int64_t>(g.s.key_dim) * g.s.value_dim;
-  state.store_to(View<float>{a.end + blockIdx.x * size, g.s.value_dim, g.s.key_dim, g.s.value_dim,
-                             g.s.value_dim % 2 == 0});
+  if (a.end != nullptr) state.store_to(g.sum(a.end, blockIdx.x));
 }
 
 }  // namespace

@@ -13,10 +13,6 @@ namespace weft::cuda {
 namespace state {
 namespace {
 
-float* optional_f32(const Tensor& t) {
-  return t ? elements<float>(t) : nullptr;
-}
-
 /// One call: its shard, what the chunks add to the state, and its scratch with their logs.
 template <class T>
 struct Call {
@@ -101,15 +97,6 @@ struct Call {
   ChunkLogs logs;
   Stream& stream;
 };
-
-template <class T>
-ChunkProducts<T> added_by_keys(const StateTokens& tokens) {
-  return {Rows<const T>::of(tokens.k), Rows<const T>::of(tokens.v), 1.0f, true};
-}
-template <class T>
-ChunkProducts<T> added_by_queries(const Tensor& q, const Tensor& dout, double scale) {
-  return {Rows<const T>::of(q), Rows<const T>::of(dout), static_cast<float>(scale), false};
-}
 
 template <class T>
 void summarize(const StateSummaryArgs& args, Stream& stream) {

@@ -5,17 +5,6 @@
 
 namespace weft::cuda::state {
 
-inline float* optional_f32(const Tensor& t) {
-  return t ? elements<float>(t) : nullptr;
-}
-
-inline ChunkProducts<bf16> segments_add(const StateTokens& tokens) {
-  return {Rows<const bf16>::of(tokens.k), Rows<const bf16>::of(tokens.v), 1.0f, true};
-}
-inline ChunkProducts<bf16> segments_send_back(const Tensor& q, const Tensor& dout, double scale) {
-  return {Rows<const bf16>::of(q), Rows<const bf16>::of(dout), static_cast<float>(scale), false};
-}
-
 inline SegmentOutputArgs segment_outputs_of(const StateApplyArgs& args) {
   return {Rows<const bf16>::of(args.q),
           Rows<const bf16>::of(args.tokens.k),

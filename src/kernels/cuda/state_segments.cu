@@ -78,9 +78,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
       return a.alpha * (a.leaving ? stage.places.leave(t) : stage.places.enter(t));
     });
   }
-  const int64_t size = static_cast<int64_t>(g.s.key_dim) * g.s.value_dim;
-  state.store_to(View<float>{out + blockIdx.x * size, g.s.value_dim, g.s.key_dim, g.s.value_dim,
-                             g.s.value_dim % 2 == 0});
+  state.store_to(g.sum(out, blockIdx.x));
 }
 
 }  // namespace

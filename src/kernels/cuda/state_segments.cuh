@@ -75,6 +75,11 @@ struct Segmented {
     return {from, s.value_dim, outer == nullptr && states == nullptr ? 0 : s.key_dim, s.value_dim,
             false};
   }
+  /// What [B H, segments, K, V] has for the segment of a block.
+  __device__ View<float> sum(float* of, unsigned block) const {
+    const int64_t size = static_cast<int64_t>(s.key_dim) * s.value_dim;
+    return {of + block * size, s.value_dim, s.key_dim, s.value_dim, s.value_dim % 2 == 0};
+  }
   __device__ View<float> end(float* of, const At& at) const {
     const int64_t size = static_cast<int64_t>(s.key_dim) * s.value_dim;
     return {of + at.bh * size, s.value_dim, s.key_dim, s.value_dim, false};

@@ -168,92 +168,74 @@ __device__ inline void settle(float (&sum)[N][4]) {
 // and not waited for. Warp w of the warpgroup has the rows from 16 w on, its lanes have sums, and a
 // where it is in registers, as in multiply_add of mma.cuh. b is the descriptor of an operand along
 // or, `Across`, across; a in shared memory that of one along.
+//
+// PTX numbers its operands, the sums first, so every N and place of a is written out; what they
+// have in common is here.
+#define WEFT_PRODUCT(shape, sums, keep, operands) \
+  "{\n.reg .pred keep;\nsetp.ne.b32 keep, " keep  \
+  ", 0;\n"                                        \
+  "wgmma.mma_async.sync.aligned." shape "k16.f32.bf16.bf16 " sums ", " operands ";\n}\n"
+#define WEFT_32_REGISTERS                                                   \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+#define WEFT_64_REGISTERS                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 #define WEFT_SUMS(access, n) \
   access(sum[n][0]), access(sum[n][1]), access(sum[n][2]), access(sum[n][3])
+#define WEFT_32_SUMS(access)                                                              \
+  WEFT_SUMS(access, 0), WEFT_SUMS(access, 1), WEFT_SUMS(access, 2), WEFT_SUMS(access, 3), \
+      WEFT_SUMS(access, 4), WEFT_SUMS(access, 5), WEFT_SUMS(access, 6), WEFT_SUMS(access, 7)
+#define WEFT_64_SUMS(access)                                                                      \
+  WEFT_32_SUMS(access), WEFT_SUMS(access, 8), WEFT_SUMS(access, 9), WEFT_SUMS(access, 10),        \
+      WEFT_SUMS(access, 11), WEFT_SUMS(access, 12), WEFT_SUMS(access, 13), WEFT_SUMS(access, 14), \
+      WEFT_SUMS(access, 15)
+
 template <bool Across>
 __device__ inline void set_async(float (&sum)[8][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, keep, 1, 1, 0, %34;\n}\n"
-      : WEFT_SUMS("=f", 0), WEFT_SUMS("=f", 1), WEFT_SUMS("=f", 2), WEFT_SUMS("=f", 3),
-        WEFT_SUMS("=f", 4), WEFT_SUMS("=f", 5), WEFT_SUMS("=f", 6), WEFT_SUMS("=f", 7)
-      : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+  asm volatile(WEFT_PRODUCT("m64n64", WEFT_32_REGISTERS, "0", "%32, %33, keep, 1, 1, 0, %34")
+               : WEFT_32_SUMS("=f")
+               : "l"(a), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across>
 __device__ inline void add_async(float (&sum)[8][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, keep, 1, 1, 0, %34;\n}\n"
-      : WEFT_SUMS("+f", 0), WEFT_SUMS("+f", 1), WEFT_SUMS("+f", 2), WEFT_SUMS("+f", 3),
-        WEFT_SUMS("+f", 4), WEFT_SUMS("+f", 5), WEFT_SUMS("+f", 6), WEFT_SUMS("+f", 7)
-      : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+  asm volatile(WEFT_PRODUCT("m64n64", WEFT_32_REGISTERS, "1", "%32, %33, keep, 1, 1, 0, %34")
+               : WEFT_32_SUMS("+f")
+               : "l"(a), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across>
 __device__ inline void add_async(float (&sum)[8][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, keep, 1, 1, %37;\n}\n"
-      : WEFT_SUMS("+f", 0), WEFT_SUMS("+f", 1), WEFT_SUMS("+f", 2), WEFT_SUMS("+f", 3),
-        WEFT_SUMS("+f", 4), WEFT_SUMS("+f", 5), WEFT_SUMS("+f", 6), WEFT_SUMS("+f", 7)
+      WEFT_PRODUCT("m64n64", WEFT_32_REGISTERS, "1", "{%32, %33, %34, %35}, %36, keep, 1, 1, %37")
+      : WEFT_32_SUMS("+f")
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across>
 __device__ inline void set_async(float (&sum)[16][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, keep, 1, 1, 0, %66;\n}\n"
-      : WEFT_SUMS("=f", 0), WEFT_SUMS("=f", 1), WEFT_SUMS("=f", 2), WEFT_SUMS("=f", 3),
-        WEFT_SUMS("=f", 4), WEFT_SUMS("=f", 5), WEFT_SUMS("=f", 6), WEFT_SUMS("=f", 7),
-        WEFT_SUMS("=f", 8), WEFT_SUMS("=f", 9), WEFT_SUMS("=f", 10), WEFT_SUMS("=f", 11),
-        WEFT_SUMS("=f", 12), WEFT_SUMS("=f", 13), WEFT_SUMS("=f", 14), WEFT_SUMS("=f", 15)
-      : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+  asm volatile(WEFT_PRODUCT("m64n128", WEFT_64_REGISTERS, "0", "%64, %65, keep, 1, 1, 0, %66")
+               : WEFT_64_SUMS("=f")
+               : "l"(a), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across>
 __device__ inline void add_async(float (&sum)[16][4], uint64_t a, uint64_t b) {
-  asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, keep, 1, 1, 0, %66;\n}\n"
-      : WEFT_SUMS("+f", 0), WEFT_SUMS("+f", 1), WEFT_SUMS("+f", 2), WEFT_SUMS("+f", 3),
-        WEFT_SUMS("+f", 4), WEFT_SUMS("+f", 5), WEFT_SUMS("+f", 6), WEFT_SUMS("+f", 7),
-        WEFT_SUMS("+f", 8), WEFT_SUMS("+f", 9), WEFT_SUMS("+f", 10), WEFT_SUMS("+f", 11),
-        WEFT_SUMS("+f", 12), WEFT_SUMS("+f", 13), WEFT_SUMS("+f", 14), WEFT_SUMS("+f", 15)
-      : "l"(a), "l"(b), "n"(Across ? 1 : 0));
+  asm volatile(WEFT_PRODUCT("m64n128", WEFT_64_REGISTERS, "1", "%64, %65, keep, 1, 1, 0, %66")
+               : WEFT_64_SUMS("+f")
+               : "l"(a), "l"(b), "n"(Across ? 1 : 0));
 }
 template <bool Across>
 __device__ inline void add_async(float (&sum)[16][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
-      "{\n.reg .pred keep;\nsetp.ne.b32 keep, 1, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "{%64, %65, %66, %67}, %68, keep, 1, 1, %69;\n}\n"
-      : WEFT_SUMS("+f", 0), WEFT_SUMS("+f", 1), WEFT_SUMS("+f", 2), WEFT_SUMS("+f", 3),
-        WEFT_SUMS("+f", 4), WEFT_SUMS("+f", 5), WEFT_SUMS("+f", 6), WEFT_SUMS("+f", 7),
-        WEFT_SUMS("+f", 8), WEFT_SUMS("+f", 9), WEFT_SUMS("+f", 10), WEFT_SUMS("+f", 11),
-        WEFT_SUMS("+f", 12), WEFT_SUMS("+f", 13), WEFT_SUMS("+f", 14), WEFT_SUMS("+f", 15)
+      WEFT_PRODUCT("m64n128", WEFT_64_REGISTERS, "1", "{%64, %65, %66, %67}, %68, keep, 1, 1, %69")
+      : WEFT_64_SUMS("+f")
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(Across ? 1 : 0));
 }
+#undef WEFT_PRODUCT
+#undef WEFT_32_REGISTERS
+#undef WEFT_64_REGISTERS
 #undef WEFT_SUMS
+#undef WEFT_32_SUMS
+#undef WEFT_64_SUMS
 
 }  // namespace weft::cuda
