@@ -271,8 +271,8 @@ std::vector<Field> train_fields() {
              "its own, else mpi"),
       flag("train.deterministic", train(&T::deterministic),
            "two runs on one mesh and kind of device are equal to the bit, and end with a checksum "
-           "of "
-           "the parameters; in bf16 on GPUs own kernels take attention's backward pass from cuDNN"),
+           "of the parameters; in bf16 on GPUs own kernels take attention's backward pass from "
+           "cuDNN"),
       integer("train.loss_slice", train(&T::loss_slice), 1, kMany,
               "tokens whose logits exist at a time"),
       flag("train.strict", train(&T::strict), "a prediction that does not hold ends the run"),

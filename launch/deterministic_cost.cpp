@@ -3,7 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
+#include <utility>
+#include <vector>
 
 #include "launch/kernels_bench.hpp"
 #include "launch/trainer.hpp"
@@ -23,10 +24,9 @@ const KernelCase& backward_case(std::string_view form) {
 double seconds_of(const KernelUse& use, Stream& stream) {
   const auto call = [&] { use.call(stream); };
   call();
-  std::array<double, 5> seconds;
+  std::vector<double> seconds(5);
   for (double& s : seconds) s = cuda::seconds_of(stream, call);
-  std::nth_element(seconds.begin(), seconds.begin() + 2, seconds.end());
-  return seconds[2];
+  return median(std::move(seconds));
 }
 
 }  // namespace

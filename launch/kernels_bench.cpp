@@ -72,12 +72,6 @@ double bound_of(DType dtype, Tolerance tolerance) {
   return tolerance == Tolerance::cancelling ? 1e-4 : 1e-5;
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ssize(values) / 2;
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 double least(const std::vector<double>& values) {
   return *std::min_element(values.begin(), values.end());
 }
@@ -125,6 +119,12 @@ void require_within_bounds(const std::vector<KernelResult>& results) {
                      " cases exceed their bound; the first is ", of.kernel,
                      of.form.empty() ? "" : " (" + of.form + ")", ": ", first->output,
                      " is off by ", first->error, ", more than ", first->bound));
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + std::ssize(values) / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 double relative_error(const std::vector<double>& got, const std::vector<double>& reference) {

@@ -84,6 +84,9 @@ class KernelsBench {
 /// Throws Error(comparison), which names the first of `results` that exceeds its bound.
 void require_within_bounds(const std::vector<KernelResult>& results);
 
+/// Of an even number of values the greater of the two in the middle. There is one.
+double median(std::vector<double> values);
+
 /// RMS(got - reference) / RMS(reference); equal infinities count as equal. Infinite where anything
 /// else is not finite, and where a reference of zeros is missed.
 double relative_error(const std::vector<double>& got, const std::vector<double>& reference);
