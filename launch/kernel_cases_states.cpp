@@ -66,7 +66,7 @@ class StateShard {
   }
 
   KernelUse apply() const {
-    const Tensor chunk_states = delta() ? Tensor() : chunks();
+    const Tensor chunk_states = handed(chunk_states_wanted());
     Tensor out;
     if (delta()) {
       out = w.output("out", wide, {B, T, H, V});
@@ -109,9 +109,7 @@ class StateShard {
     if (whole_in_segments()) written.dq = w.output("dq", wide, {B, T, H, K});
     return use_of(state_backward_local,
                   {.gradients = written,
-                   .entering = whole_in_segments()
-                                   ? chunks()
-                                   : w.output("entering", wide, {B, H, state_chunks(T), K, V}),
+                   .entering = entering_output(),
                    .h0 = h0_,
                    .scratch = scratch_,
                    .q = q_,
@@ -122,7 +120,8 @@ class StateShard {
   }
 
   KernelUse backward_apply() const {
-    const Tensor chunk_costates = delta() ? Tensor() : chunks(), entering = chunks();
+    const Tensor chunk_costates = handed(chunk_states_wanted());
+    const Tensor entering = handed(entering_wanted());
     const StateGradients given = gradients(delta() ? output() : work());
     if (!delta()) {
       state_cosummarize({Tensor(), w.work(wide, {B, H, K, V}), chunk_costates, scratch_, q_, dout_,
@@ -162,6 +161,9 @@ class StateShard {
   }
 
   bool delta() const { return kind_ == StateKind::delta; }
+  bool in_segments() const {
+    return w.device() == Device::cuda && cuda::state::in_segments(kind_, w.stored(data), K, V);
+  }
   bool whole_in_segments() const {
     return w.device() == Device::cuda &&
            cuda::state::whole_in_segments(kind_, w.stored(data), K, V);
@@ -191,14 +193,27 @@ class StateShard {
     return g;
   }
 
-  Tensor chunks() const { return w.work(wide, {B, H, state_chunks(T), K, V}); }
-  /// A GPU leaves them alone, or keeps segments there, but for vector in f32.
+  std::optional<HandedStates> chunk_states_wanted() const {
+    return chunk_states_of(w.device(), kind_, w.stored(data), StateShape::of(tokens_));
+  }
+  std::optional<HandedStates> entering_wanted() const {
+    return entering_states_of(w.device(), kind_, w.stored(data), StateShape::of(tokens_));
+  }
+  Tensor handed(const std::optional<HandedStates>& states) const {
+    if (!states) return {};
+    return w.work(states->dtype == DType::bf16 ? bf16 : wide, {B, H, states->count, K, V});
+  }
+  /// Compared where they are the chunks' on the CPU too, not segments'.
   Tensor chunk_outputs(const char* name) const {
-    if (delta()) return {};
-    const bool lanes =
-        kind_ == StateKind::vector && !cuda::state::in_segments(kind_, w.stored(data), K, V);
-    if (w.device() == Device::cuda && !lanes) return chunks();
-    return w.output(name, wide, {B, H, state_chunks(T), K, V});
+    const auto states = chunk_states_wanted();
+    if (!states || in_segments()) return handed(states);
+    return w.output(name, wide, {B, H, states->count, K, V});
+  }
+  /// Compared but for what is between two passes.
+  Tensor entering_output() const {
+    const auto states = entering_wanted();
+    if (!states || whole_in_segments()) return handed(states);
+    return w.output("entering", wide, {B, H, states->count, K, V});
   }
 
   Workbench& w;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "src/kernels/cuda/state_scratch.hpp"
@@ -464,6 +465,34 @@ TEST(StateMixerScratch, OfAGpuGrowsWithHeadsAndLittleWithTokensBeyondAPiece) {
     EXPECT_EQ(bytes(Device::cuda, 1 << 23, 16) - bytes(Device::cuda, 1 << 22, 16),
               kLogs * lanes + of_tokens);
     EXPECT_LT(bytes(Device::cuda, 1 << 16, 16), int64_t{200} << 20);
+  }
+}
+
+/// 2^16 tokens are 1024 chunks, with 8 heads in all 64 segments of 8 x 1024 / 512 chunks.
+TEST(StateMixerMemory, IsHandedOnBySegmentsAndOnlyWhereItIsRead) {
+  const StateShape shape{2, 1 << 16, 4, 64, 128}, of_16_chunks{2, 16 * kStateChunk, 4, 64, 128};
+  const auto text = [](const std::optional<HandedStates>& states) {
+    return states ? concat(states->count, " ", name(states->dtype)) : "none";
+  };
+  const auto added = [&](Device device, StateKind kind, DType dtype, const StateShape& of) {
+    return text(chunk_states_of(device, kind, dtype, of));
+  };
+  const auto entering = [&](Device device, StateKind kind, DType dtype) {
+    return text(entering_states_of(device, kind, dtype, shape));
+  };
+  for (const StateKind kind : kStateKinds) {
+    SCOPED_TRACE(name(kind));
+    const bool delta = kind == StateKind::delta, vector = kind == StateKind::vector;
+    const bool untrained = kind == StateKind::none || kind == StateKind::fixed;
+    EXPECT_EQ(added(Device::cpu, kind, DType::f64, shape), delta ? "none" : "1024 f64");
+    EXPECT_EQ(added(Device::cuda, kind, DType::f32, shape), vector ? "1024 f32" : "none");
+    EXPECT_EQ(added(Device::cuda, kind, DType::bf16, shape), delta ? "none" : "64 f32");
+    EXPECT_EQ(added(Device::cuda, kind, DType::bf16, of_16_chunks), "none");
+    EXPECT_EQ(entering(Device::cpu, kind, DType::f64), "1024 f64");
+    EXPECT_EQ(entering(Device::cuda, kind, DType::f32), "1024 f32");
+    EXPECT_EQ(entering(Device::cuda, kind, DType::bf16), untrained         ? "none"
+                                                         : delta || vector ? "1024 f32"
+                                                                           : "1024 bf16");
   }
 }
 

@@ -15,15 +15,15 @@ class PassBuffers {
 
   Tensor state(const char* name) const { return allocate_state(name, shard_, arena_); }
 
-  /// A state for each chunk.
   Tensor chunk_states(const char* name) const {
-    const Tensor &k = shard_.tokens.k, &v = shard_.tokens.v;
-    return arena_.allocate(name, wide(),
-                           {k.dim(0), k.dim(2), state_chunks(k.dim(1)), k.dim(3), v.dim(3)});
+    const StateTokens& tokens = shard_.tokens;
+    return handed(name,
+                  chunk_states_of(target_, tokens.kind, tokens.k.dtype, StateShape::of(tokens)));
   }
-  /// The same where the kind's passes hand them on.
-  Tensor chunk_parts(const char* name) const {
-    return shard_.tokens.kind == StateKind::delta ? Tensor{} : chunk_states(name);
+  Tensor entering_states(const char* name) const {
+    const StateTokens& tokens = shard_.tokens;
+    return handed(name,
+                  entering_states_of(target_, tokens.kind, tokens.k.dtype, StateShape::of(tokens)));
   }
 
   Tensor transition() const {
@@ -50,6 +50,12 @@ class PassBuffers {
   }
 
  private:
+  Tensor handed(const char* name, const std::optional<HandedStates>& states) const {
+    if (!states) return {};
+    const StateShape s = StateShape::of(shard_.tokens);
+    return arena_.allocate(name, states->dtype,
+                           {s.batch, s.heads, states->count, s.key_dim, s.value_dim});
+  }
   DType wide() const { return accumulator_of(shard_.tokens.k.dtype); }
 
   const StateShard& shard_;
@@ -75,7 +81,7 @@ void mix_states(const StateShard& shard, const Tensor& out, const Tensor& enteri
   const PassBuffers buffers(shard, ctx);
   const bool scans = scan != nullptr && crosses_ranks(ctx);
   const ScanElement element{.transition = buffers.transition(), .state = buffers.state("state")};
-  const Tensor chunk_states = buffers.chunk_parts("chunk states");
+  const Tensor chunk_states = buffers.chunk_states("chunk states");
   const Tensor scratch = buffers.kernel_scratch();
   if (scans || chunk_states) {
     state_summarize({.transition = element.transition,
@@ -115,8 +121,8 @@ void mix_states_backward(const StateShard& shard, const Tensor& entering, const 
   const Scope scope(ctx.scratch);
   const PassBuffers buffers(shard, ctx);
   const ScanElement element{.transition = buffers.transition(), .state = buffers.state("costate")};
-  const Tensor chunk_costates = buffers.chunk_parts("chunk costates");
-  const Tensor chunk_entering = buffers.chunk_states("chunk entering");
+  const Tensor chunk_costates = buffers.chunk_states("chunk costates");
+  const Tensor chunk_entering = buffers.entering_states("chunk entering");
   const Tensor scratch = buffers.kernel_scratch();
   const bool scans = crosses_ranks(ctx);
   const Tensor leaving = scans ? buffers.state("leaving costate") : Tensor{};

@@ -68,20 +68,30 @@ void check_state(const Tensor& state, const StateTokens& tokens) {
              state.text(), " for ", tokens.k.text(), " ", tokens.v.text());
 }
 
-void check_chunks(const Tensor& states, const StateTokens& tokens) {
+/// States that passes hand on. On meta the device is not known that they are planned for, nor how
+/// many there have to be.
+void check_handed(const Tensor& states, const std::optional<HandedStates>& wanted,
+                  const StateTokens& tokens) {
+  if (tokens.k.device == Device::meta) return;
   const StateShape s = StateShape::of(tokens);
-  WEFT_CHECK(states.has_shape({s.batch, s.heads, state_chunks(s.tokens), s.key_dim, s.value_dim}) &&
-                 states.dtype == accumulator_of(tokens.k.dtype) && states.contiguous(),
-             states.text(), " for ", tokens.k.text(), " ", tokens.v.text());
+  const bool fits =
+      !wanted ? !states
+              : states.has_shape({s.batch, s.heads, wanted->count, s.key_dim, s.value_dim}) &&
+                    states.dtype == wanted->dtype && states.contiguous();
+  WEFT_CHECK(fits, states.text(), " for ", tokens.k.text(), " ", tokens.v.text());
 }
 
-/// Chunk states and costates, which only diagonal kinds have.
-void check_diagonal_chunks(const Tensor& states, const StateTokens& tokens) {
-  if (diagonal(tokens)) {
-    check_chunks(states, tokens);
-  } else {
-    WEFT_CHECK(!states, states.text(), " for delta");
-  }
+void check_chunk_states(const Tensor& states, const StateTokens& tokens) {
+  check_handed(
+      states, chunk_states_of(tokens.k.device, tokens.kind, tokens.k.dtype, StateShape::of(tokens)),
+      tokens);
+}
+
+void check_entering(const Tensor& states, const StateTokens& tokens) {
+  check_handed(
+      states,
+      entering_states_of(tokens.k.device, tokens.kind, tokens.k.dtype, StateShape::of(tokens)),
+      tokens);
 }
 
 void check_transition(const Tensor& transition, const StateTokens& tokens) {
@@ -202,6 +212,19 @@ int64_t state_scratch_bytes(Device device, StateKind kind, DType dtype, const St
   return state_scratch_bytes(kind, dtype, shape.key_dim, shape.value_dim);
 }
 
+std::optional<HandedStates> chunk_states_of(Device device, StateKind kind, DType dtype,
+                                            const StateShape& shape) {
+  if (kind == StateKind::delta) return {};
+  if (device == Device::cuda) return cuda::state::chunk_states_of(kind, dtype, shape);
+  return HandedStates{state_chunks(shape.tokens), accumulator_of(dtype)};
+}
+
+std::optional<HandedStates> entering_states_of(Device device, StateKind kind, DType dtype,
+                                               const StateShape& shape) {
+  if (device == Device::cuda) return cuda::state::entering_states_of(kind, dtype, shape);
+  return HandedStates{state_chunks(shape.tokens), accumulator_of(dtype)};
+}
+
 // ---- The passes
 
 std::vector<Product> products(const StateSummaryArgs& args) {
@@ -221,7 +244,7 @@ void state_summarize(const StateSummaryArgs& args, Stream& stream) {
   check(args.tokens, args.scratch);
   check_transition(args.transition, args.tokens);
   check_state(args.state, args.tokens);
-  check_diagonal_chunks(args.chunk_states, args.tokens);
+  check_chunk_states(args.chunk_states, args.tokens);
   WEFT_DISPATCH(state_summarize, args, stream);
 }
 
@@ -262,7 +285,7 @@ void state_apply(const StateApplyArgs& args, Stream& stream) {
   check_rows(args.out, args.tokens.v, accumulator_of(args.tokens.k.dtype));
   if (args.hT) check_state(args.hT, args.tokens);
   if (args.h0) check_state(args.h0, args.tokens);
-  check_diagonal_chunks(args.chunk_states, args.tokens);
+  check_chunk_states(args.chunk_states, args.tokens);
   WEFT_DISPATCH(state_apply, args, stream);
 }
 
@@ -284,7 +307,7 @@ void state_cosummarize(const StateCosummaryArgs& args, Stream& stream) {
   check(args.tokens, args.scratch);
   if (args.transition) check_transition(args.transition, args.tokens);
   check_state(args.state, args.tokens);
-  check_diagonal_chunks(args.chunk_costates, args.tokens);
+  check_chunk_states(args.chunk_costates, args.tokens);
   check_rows(args.q, args.tokens.k, args.tokens.k.dtype);
   check_rows(args.dout, args.tokens.v, args.tokens.k.dtype);
   WEFT_DISPATCH(state_cosummarize, args, stream);
@@ -308,7 +331,7 @@ Cost cost(const StateBackwardLocalArgs& a) {
 void state_backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
   check(args.tokens, args.scratch);
   check_gradients(args.gradients, args.tokens);
-  check_chunks(args.entering, args.tokens);
+  check_entering(args.entering, args.tokens);
   if (args.h0) check_state(args.h0, args.tokens);
   check_rows(args.q, args.tokens.k, args.tokens.k.dtype);
   check_rows(args.dout, args.tokens.v, args.tokens.k.dtype);
@@ -339,8 +362,8 @@ void state_backward_apply(const StateBackwardApplyArgs& args, Stream& stream) {
   check_gradients(args.gradients, args.tokens);
   if (args.dh0) check_state(args.dh0, args.tokens);
   if (args.dhT) check_state(args.dhT, args.tokens);
-  check_chunks(args.entering, args.tokens);
-  check_diagonal_chunks(args.chunk_costates, args.tokens);
+  check_entering(args.entering, args.tokens);
+  check_chunk_states(args.chunk_costates, args.tokens);
   check_rows(args.q, args.tokens.k, args.tokens.k.dtype);
   check_rows(args.dout, args.tokens.v, args.tokens.k.dtype);
   WEFT_DISPATCH(state_backward_apply, args, stream);

@@ -13,6 +13,8 @@
 // between the first and the last. Equations and derivations: docs/state_mixers.md.
 #pragma once
 
+#include <optional>
+
 #include "src/core/cost.hpp"
 #include "src/core/device.hpp"
 #include "src/core/kernel_call.hpp"
@@ -64,13 +66,27 @@ int64_t state_scratch_bytes(StateKind kind, DType dtype, int64_t key_dim, int64_
 /// B H, and with T up to a bound, but for a few bytes a token and head.
 int64_t state_scratch_bytes(Device device, StateKind kind, DType dtype, const StateShape& shape);
 
+/// States that one pass of a shard hands to another: [B, H, count, K, V] of `dtype`, contiguous.
+struct HandedStates {
+  int64_t count = 0;
+  DType dtype = DType::f32;
+};
+/// What chunk_states, and chunk_costates, have to be on `device`; none: absent. A CPU keeps what
+/// each chunk adds, of delta nothing. So does a GPU for vector in f32; in bf16 what each segment
+/// adds, where there are several (docs/state_mixers.md, Segments); otherwise nothing.
+std::optional<HandedStates> chunk_states_of(Device device, StateKind kind, DType dtype,
+                                            const StateShape& shape);
+/// The same of `entering`: a state for every chunk. In bf16 on a GPU, of kinds with one decay a
+/// token, it is bf16, and none where decays are not trained.
+std::optional<HandedStates> entering_states_of(Device device, StateKind kind, DType dtype,
+                                               const StateShape& shape);
+
 /// The shard as a map of the entering state: S_out = transition S_in + state.
 struct StateSummaryArgs {
   Tensor transition;    // out; shape by kind
   Tensor state;         // out [B, H, K, V]: what leaves when nothing enters
-  Tensor chunk_states;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
-                        // state that leaves it, for state_apply; absent for delta. On a GPU only
-                        // of vector in f32: what else is there is between the two passes
+  Tensor chunk_states;  // out (chunk_states_of): what each chunk, or segment, alone adds to the
+                        // state that leaves it, for state_apply
   Tensor scratch;       // u8 [state_scratch_bytes], of the tokens' device
   StateTokens tokens;
 };
@@ -94,15 +110,15 @@ std::vector<Product> products(const StateLocalArgs& args);
 void state_local(const StateLocalArgs& args, Stream& stream);
 
 /// The rest of the outputs, from the state that enters the shard. The state is carried from chunk
-/// to chunk in order: a shard cut after a whole chunk gives the same bits. Not so for diagonal kinds
-/// in bf16 on a GPU: there it is carried so inside segments of 16 chunks or more, whose length the
-/// shape decides, and only a shard of one segment keeps its bits when it is cut.
+/// to chunk in order: a shard cut after a whole chunk gives the same bits. Not so for diagonal
+/// kinds in bf16 on a GPU: there it is carried so inside segments of 16 chunks or more, whose
+/// length the shape decides, and only a shard of one segment keeps its bits when it is cut.
 struct StateApplyArgs {
   Tensor out;           // [B, T, H, V]; adds to what state_local wrote; where that leaves it alone,
                         // written
   Tensor hT;            // out [B, H, K, V]: the state that leaves; absent: not wanted
   Tensor h0;            // [B, H, K, V]: the state that enters; absent: 0
-  Tensor chunk_states;  // of state_summarize; absent for delta
+  Tensor chunk_states;  // of state_summarize
   Tensor scratch;       // u8 [state_scratch_bytes]
   Tensor q;             // [B, T, H, K]
   double scale = 1.0;
@@ -117,8 +133,8 @@ void state_apply(const StateApplyArgs& args, Stream& stream);
 struct StateCosummaryArgs {
   Tensor transition;      // out; as state_summarize gives it, not transposed; absent: not wanted
   Tensor state;           // out [B, H, K, V]: gradient of the entering state when D_out is 0
-  Tensor chunk_costates;  // out [B, H, state_chunks(T), K, V]: what each chunk alone adds to the
-                          // gradient of its entering state; as chunk_states
+  Tensor chunk_costates;  // out (chunk_states_of): what each chunk, or segment, alone adds to the
+                          // gradient of its entering state, for state_backward_apply
   Tensor scratch;         // u8 [state_scratch_bytes]
   Tensor q, dout;         // [B, T, H, K], [B, T, H, V]
   double scale = 1.0;
@@ -138,11 +154,11 @@ struct StateGradients {
 
 /// The backward as far as it needs no gradient of the leaving state: for diagonal kinds dq, and dk,
 /// dv and dlog_decay but for what comes through that gradient; for delta the entering states only.
-/// In bf16 on a GPU, for kinds with one decay a token, dq alone; what dlog_decay and `entering`
-/// then hold is between this pass and the next.
+/// In bf16 on a GPU, for kinds with one decay a token, dq alone; what dlog_decay then holds is
+/// between this pass and the next.
 struct StateBackwardLocalArgs {
   StateGradients gradients;
-  Tensor entering;  // out [B, H, state_chunks(T), K, V]: the state that enters each chunk
+  Tensor entering;  // out (entering_states_of): the state that enters each chunk
   Tensor h0;        // as in state_apply
   Tensor scratch;   // u8 [state_scratch_bytes]
   Tensor q, dout;   // [B, T, H, K], [B, T, H, V]
@@ -159,7 +175,7 @@ struct StateBackwardApplyArgs {
   Tensor dh0;                // out [B, H, K, V]; absent: not wanted
   Tensor dhT;                // [B, H, K, V]: gradient of the state that leaves; absent: 0
   Tensor entering;           // of state_backward_local
-  Tensor chunk_costates;     // of state_cosummarize; absent for delta
+  Tensor chunk_costates;     // of state_cosummarize
   Tensor scratch;            // u8 [state_scratch_bytes]
   Tensor q, dout;            // [B, T, H, K], [B, T, H, V]
   double scale = 1.0;

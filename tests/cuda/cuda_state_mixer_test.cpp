@@ -115,9 +115,13 @@ class Shard {
     return output({in_.batch, in_.heads, in_.key_dim, in_.key_dim});
   }
 
-  Tensor chunk_states(bool wanted) {
-    if (!wanted) return {};
-    return output({in_.batch, in_.heads, state_chunks(in_.tokens), in_.key_dim, in_.value_dim});
+  Tensor handed(const std::optional<HandedStates>& states) {
+    if (!states) return {};
+    return keep(
+        OnDevice(states->dtype, {in_.batch, in_.heads, states->count, in_.key_dim, in_.value_dim}));
+  }
+  Tensor chunk_states() {
+    return handed(chunk_states_of(Device::cuda, in_.kind, dtype_, StateShape::of(tokens_)));
   }
 
   static Values values_of(const Tensor& t) { return t ? device_values(t) : Values(); }
@@ -125,8 +129,7 @@ class Shard {
   void forward(MixerRun& run) {
     Stream& stream = cuda_test_stream();
     const Tensor out = output(value_rows_);
-    const StateSummaryArgs summary{transition(), output(state_),
-                                   chunk_states(in_.kind != StateKind::delta), scratch_, tokens_};
+    const StateSummaryArgs summary{transition(), output(state_), chunk_states(), scratch_, tokens_};
     state_summarize(summary, stream);
     poison_fill(scratch_, &stream);
     state_local({out, scratch_, inputs_.q, in_.scale, tokens_}, stream);
@@ -148,14 +151,15 @@ class Shard {
     poison_fill(scratch_, &stream);
     const StateCosummaryArgs summary{h0_ ? transition() : Tensor(),
                                      output(state_),
-                                     chunk_states(in_.kind != StateKind::delta),
+                                     chunk_states(),
                                      scratch_,
                                      inputs_.q,
                                      dout_,
                                      in_.scale,
                                      tokens_};
     state_cosummarize(summary, stream);
-    const Tensor entering = chunk_states(true);
+    const Tensor entering =
+        handed(entering_states_of(Device::cuda, in_.kind, dtype_, StateShape::of(tokens_)));
     poison_fill(scratch_, &stream);
     state_backward_local({gradients, entering, h0_, scratch_, inputs_.q, dout_, in_.scale, tokens_},
                          stream);

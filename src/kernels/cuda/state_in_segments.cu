@@ -19,8 +19,9 @@ SegmentGradientArgs gradients_of(const SegmentCall& call, const StateGradients& 
     a.dlog_decay = elements<float>(log);
     a.decay_batch = log.stride[0], a.decay_token = log.stride[1], a.decay_head = log.stride[2];
   }
-  a.entering = ChunkMatrices<bf16>::of(reinterpret_cast<bf16*>(elements<float>(entering)), call.g.s,
-                                       call.g.s.chunks);
+  if (entering) {
+    a.entering = ChunkMatrices<bf16>::of(elements<bf16>(entering), call.g.s, call.g.s.chunks);
+  }
   a.parts = {reinterpret_cast<float2*>(call.scratch.decay_parts), call.scratch.passing};
   a.scale = static_cast<float>(scale);
   return a;
@@ -63,7 +64,7 @@ void summarize(const StateSummaryArgs& args, Stream& stream) {
 
 void apply(const StateApplyArgs& args, Stream& stream) {
   const SegmentCall call(args.tokens, args.scratch, stream);
-  const Segmented entered = call.reached(elements<float>(args.chunk_states), false, args.h0);
+  const Segmented entered = call.reached(optional_f32(args.chunk_states), false, args.h0);
   const bool lanes = args.tokens.kind == StateKind::vector;
   (lanes ? add_lane_outputs : segment_outputs)(entered, segment_outputs_of(args), stream);
 }
@@ -85,7 +86,7 @@ void backward_local(const StateBackwardLocalArgs& args, Stream& stream) {
 
 void backward_apply(const StateBackwardApplyArgs& args, Stream& stream) {
   const SegmentCall call(args.tokens, args.scratch, stream);
-  const Segmented left = call.reached(elements<float>(args.chunk_costates), true, args.dhT);
+  const Segmented left = call.reached(optional_f32(args.chunk_costates), true, args.dhT);
   if (args.tokens.kind == StateKind::vector) {
     return add_lane_leaving(left, lane_leaving_of(call, args), stream);
   }

@@ -32,6 +32,7 @@ struct Call {
     return ChunkMatrices<float>::of(elements<float>(states), s, s.chunks, first);
   }
   ChunkMatrices<const float> all_const(const Tensor& states, int first = 0) const {
+    if (!states) return {};
     return ChunkMatrices<const float>::of(elements<float>(states), s, s.chunks, first);
   }
   template <class E>

@@ -25,6 +25,24 @@ Segments Segments::of(const StateShape& shape) {
   return s;
 }
 
+std::optional<HandedStates> chunk_states_of(StateKind kind, DType dtype, const StateShape& shape) {
+  if (in_segments(kind, dtype, shape.key_dim, shape.value_dim)) {
+    // One segment adds what the shard does, which nobody asks for again.
+    const int64_t count = Segments::of(shape).count;
+    if (count == 1) return {};
+    return HandedStates{count, DType::f32};
+  }
+  if (kind != StateKind::vector) return {};  // the carry makes them on its way
+  return HandedStates{state_chunks(shape.tokens), DType::f32};
+}
+
+std::optional<HandedStates> entering_states_of(StateKind kind, DType dtype,
+                                               const StateShape& shape) {
+  const bool whole = whole_in_segments(kind, dtype, shape.key_dim, shape.value_dim);
+  if (whole && kind != StateKind::scalar) return {};  // read for the gradients of decays alone
+  return HandedStates{state_chunks(shape.tokens), whole ? dtype : DType::f32};
+}
+
 Scratch::Scratch(std::byte* memory, StateKind kind, DType dtype, const StateShape& shape) {
   if (in_segments(kind, dtype, shape.key_dim, shape.value_dim)) {
     take_segments(memory, kind, shape);

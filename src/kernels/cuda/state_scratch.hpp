@@ -1,5 +1,5 @@
-// What the CUDA twins of the state mixers keep in scratch. Part of every build, so that each can
-// say what a call on a GPU will need.
+// What the CUDA twins of the state mixers keep in scratch and hand from pass to pass. Part of every
+// build, so that each can say what a call on a GPU will need.
 #pragma once
 
 #include "src/kernels/state_mixer.hpp"
@@ -15,14 +15,13 @@ inline constexpr int64_t padded(int64_t width) {
   return (width + kStateChunk - 1) / kStateChunk * kStateChunk;
 }
 
-/// Whether a GPU takes a shard in segments: a diagonal kind in bf16. chunk_states and
-/// chunk_costates then hold what each segment adds, [B, H, segments, K, V].
+/// Whether a GPU takes a shard in segments: a diagonal kind in bf16.
 bool in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
 
 /// Whether what comes from pairs inside a chunk is then made with the rest: of one decay a token.
 /// state_local leaves everything to state_apply, state_backward_local makes dq and
 /// state_backward_apply dk and dv, all whole. Between these two dlog_decay holds what each token
-/// reads of the states, and `entering` the states in bf16, where decays are trained.
+/// reads of the states.
 bool whole_in_segments(StateKind kind, DType dtype, int64_t key_dim, int64_t value_dim);
 
 /// The segments of a shard, which the shape alone decides: enough of them to keep a GPU busy, and
@@ -32,6 +31,11 @@ struct Segments {
 
   static Segments of(const StateShape& shape);
 };
+
+/// As those of src/kernels/state_mixer.hpp, chunk_states_of for diagonal kinds.
+std::optional<HandedStates> chunk_states_of(StateKind kind, DType dtype, const StateShape& shape);
+std::optional<HandedStates> entering_states_of(StateKind kind, DType dtype,
+                                               const StateShape& shape);
 
 /// Arrays of one call; null without memory. Elements are of the data's type, and so are the arrays
 /// of bytes.

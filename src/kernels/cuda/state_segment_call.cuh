@@ -50,9 +50,7 @@ struct SegmentCall {
   /// The shard as a map; what the segments add to `added`.
   void summarize(const ChunkProducts<bf16>& products, const Tensor& added, const Tensor& state,
                  const Tensor& transition_out) const {
-    // One segment adds what the shard does: nobody asks for it again, and an empty shard has no
-    // chunk to keep it.
-    float* sums = g.segments == 1 ? scratch.segment_states : elements<float>(added);
+    float* sums = added ? elements<float>(added) : scratch.segment_states;
     sum(products, sums);
     carry_over(sums, nullptr, !products.leaving, nullptr, elements<float>(state));
     if (!transition_out) return;
