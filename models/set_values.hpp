@@ -1,4 +1,4 @@
-// Values from the host into what a rank holds of a parameter.
+// Values from the host into tensors, and into what a rank holds of a parameter.
 #pragma once
 
 #include <algorithm>
@@ -27,24 +27,31 @@ void in_parallel(int64_t n, const F& f) {
   f(cuts.begin(0), cuts.end(0));
 }
 
-/// Element i of the whole parameter becomes value(i), a float or double, wherever the part has it;
-/// in bf16 it is rounded to f32 and then to bf16, so that an f32 master of it rounds to the same.
-/// Threads call `value`. `stream` carries the part to a GPU.
+/// Element i of a contiguous floating host tensor becomes value(i), a float or double; in bf16 it
+/// is rounded to f32 and then to bf16. Threads call `value`.
+template <class Value>
+void write_values(const Tensor& host, const Value& value) {
+  in_parallel(host.numel(), [&](int64_t begin, int64_t end) {
+    if (host.dtype == DType::bf16) {
+      auto* bits = reinterpret_cast<uint16_t*>(host.data);
+      for (int64_t i = begin; i < end; ++i) bits[i] = to_bf16(static_cast<float>(value(i)));
+      return;
+    }
+    visit_float(host.dtype, [&](auto zero) {
+      using T = decltype(zero);
+      for (int64_t i = begin; i < end; ++i) host.as<T>()[i] = static_cast<T>(value(i));
+    });
+  });
+}
+
+/// Element i of the whole parameter becomes value(i), wherever the part has it: as write_values()
+/// rounds, so that an f32 master of a bf16 weight rounds to the same. `stream` carries the part to
+/// a GPU.
 template <class Value>
 void set_values(const HeldValues& part, const Value& value, Stream& stream) {
-  const auto at = [&](int64_t i) { return value(part.parameter->global_index(part.begin + i)); };
   write_on_host(part.values, stream, [&](const Tensor& host) {
-    in_parallel(host.numel(), [&](int64_t begin, int64_t end) {
-      if (host.dtype == DType::bf16) {
-        auto* bits = reinterpret_cast<uint16_t*>(host.data);
-        for (int64_t i = begin; i < end; ++i) bits[i] = to_bf16(static_cast<float>(at(i)));
-        return;
-      }
-      visit_float(host.dtype, [&](auto zero) {
-        using T = decltype(zero);
-        for (int64_t i = begin; i < end; ++i) host.as<T>()[i] = static_cast<T>(at(i));
-      });
-    });
+    write_values(host,
+                 [&](int64_t i) { return value(part.parameter->global_index(part.begin + i)); });
   });
 }
 
