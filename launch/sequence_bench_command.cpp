@@ -13,26 +13,36 @@
 #include <vector>
 
 #include "launch/json_file.hpp"
+#include "launch/placement.hpp"
 #include "launch/quantity.hpp"
 #include "launch/quote.hpp"
 #include "launch/sequence_bench_tables.hpp"
 #include "launch/trainer.hpp"
+#include "parallel/comm/mpi.hpp"
+#include "parallel/comm/nccl.hpp"
+#include "src/core/cuda/stream.hpp"
 #include "src/core/log.hpp"
 
 namespace weft {
 namespace {
 
+/// Ranks that share cores wait for one another as long as a pass takes, and none of them can be
+/// lost without the others.
+constexpr double kLongestWait = 86400;  // seconds
+
 struct SequenceBenchOptions {
   std::string config;
   std::vector<std::string> sets;
-  std::vector<std::string> tables;      // none: all that there are
+  std::vector<std::string> tables;      // none: all but measured
   std::vector<std::string> strategies;  // none: all, unless scans are named
   std::vector<std::string> scans;
   std::vector<int> ranks{2, 4, 8, 16};
   std::string flops = "100GFLOP/s", memory_bandwidth = "20GB/s";
   std::string link_bandwidth = "10GB/s", latency = "10us";
   std::string real_time = "400ms";
-  int repeats = 2;
+  int repeats = 0;  // 0: 2 real runs, 5 pairs of passes
+  std::string device = "cpu", comm = "threads";
+  bool no_error = false;
   std::string memory = "40GiB";
   std::vector<int64_t> state{1, 16, 128, 128};
   std::vector<std::string> transitions{"scalar", "dense"};
@@ -60,7 +70,7 @@ struct Quantities {
                  fmt::format("{}, memory {}, link {} each way, {} a message", options.flops,
                              options.memory_bandwidth, options.link_bandwidth, options.latency),
              .real_s = parse_quantity("--real-time", options.real_time, "s"),
-             .repeats = options.repeats},
+             .repeats = options.repeats > 0 ? options.repeats : 2},
         memory_bytes(above_zero("--memory", options.memory, "B")) {
     WEFT_REQUIRE(memory_bytes <= kMostMemory, ExitCode::usage,
                  "--memory: expected at most 1000PB, got ", quote(options.memory));
@@ -89,6 +99,11 @@ bool wants(const SequenceBenchOptions& options, std::string_view table) {
   return options.tables.empty() || among(options.tables, table);
 }
 
+/// Real time is taken only where it is asked for.
+bool wants_measured(const SequenceBenchOptions& options) {
+  return among(options.tables, "measured");
+}
+
 /// The rows of a table that were named, in its order. Throws Error(code), naming `flag`.
 template <class Row>
 std::vector<const Row*> rows_named(std::span<const Row> table,
@@ -109,6 +124,27 @@ std::vector<const Row*> rows_named(std::span<const Row> table,
 
 // ---- Of attention strategies
 
+/// How `measured` is to run. Throws for what this build, this host or the config cannot.
+AttentionRuns measured_runs(const SequenceBenchOptions& options, const Config& config) {
+  const bool cuda = options.device == "cuda", nccl = options.comm == "nccl";
+  const int gpus = cuda::device_count(), ranks = std::ranges::max(options.ranks);
+  WEFT_REQUIRE(!launched_by_mpi(), ExitCode::usage,
+               "--tables measured starts its ranks itself: run it without mpirun and srun");
+  WEFT_REQUIRE(!nccl || cuda, ExitCode::usage, "--comm nccl needs --device cuda");
+  WEFT_REQUIRE(!cuda || gpus > 0, ExitCode::usage, "--device cuda: no GPU can be used here");
+  WEFT_REQUIRE(!nccl || has_nccl(), ExitCode::usage, "--comm nccl: this build has no NCCL");
+  WEFT_REQUIRE(!nccl || ranks <= gpus, ExitCode::usage,
+               "--comm nccl needs a GPU for every rank: ", ranks, " ranks, ", gpus,
+               " GPUs on this host");
+  WEFT_REQUIRE(cuda || config.train.precision != DType::bf16, ExitCode::config,
+               "train.precision: bf16 needs a GPU: --device cuda");
+  const std::string unfit = cuda ? unfit_for_gpu(config) : "";
+  WEFT_REQUIRE(unfit.empty(), ExitCode::config, unfit);
+  return {.place = {.comm = options.comm, .device = cuda ? Device::cuda : Device::cpu},
+          .repeats = options.repeats > 0 ? options.repeats : 5,
+          .errors = !options.no_error};
+}
+
 struct StrategyBench {
   StrategyBench(const SequenceBenchOptions& options, const Config& with) : config(with) {
     const std::vector<std::string> all{"all"};
@@ -118,13 +154,15 @@ struct StrategyBench {
          rows_named(attention_strategies(), names, "--strategies", ExitCode::config)) {
       for (const int ranks : options.ranks) cases.push_back({strategy, ranks, ""});
     }
+    if (wants_measured(options)) runs = measured_runs(options, config);
   }
 
   const Config& config;
   std::vector<StrategyOnRanks> cases;
+  AttentionRuns runs;  // of `measured`
 };
 
-/// Returns whether all predictions hold.
+/// Returns whether all predictions hold, and one rank confirms what was measured.
 bool run(const StrategyBench& bench, const SequenceBenchOptions& options, const Quantities& given,
          Json& json) {
   const AttentionSetting layer = attention_setting(bench.config, 1);
@@ -135,8 +173,8 @@ bool run(const StrategyBench& bench, const SequenceBenchOptions& options, const 
                    {"heads", layer.heads},       {"kv_heads", layer.kv_heads},
                    {"head_dim", layer.head_dim}, {"dtype", name(layer.dtype)},
                    {"causal", layer.causal}};
-  bool bytes_hold = true;
-  if (wants(options, "bytes")) bytes_hold = bytes_table(bench.config, bench.cases, json["bytes"]);
+  bool all_hold = true;
+  if (wants(options, "bytes")) all_hold = bytes_table(bench.config, bench.cases, json["bytes"]);
   if (wants(options, "overlap")) {
     overlap_table(bench.config, bench.cases, given.runs, json["overlap"]);
   }
@@ -144,7 +182,11 @@ bool run(const StrategyBench& bench, const SequenceBenchOptions& options, const 
     memory_table(bench.config, bench.cases, static_cast<int64_t>(given.memory_bytes),
                  options.memory, json["memory"]);
   }
-  return bytes_hold;
+  if (wants_measured(options)) {
+    if (bench.runs.place.device == Device::cpu) set_wait_deadline(kLongestWait);
+    all_hold &= measured_table(bench.config, bench.cases, bench.runs, json["measured"]);
+  }
+  return all_hold;
 }
 
 // ---- Of state scans
@@ -237,8 +279,8 @@ bool run(const ScanBench& bench, const SequenceBenchOptions& options, const Quan
 /// Refuses a table that nothing named has.
 void check_tables(const SequenceBenchOptions& options, bool strategies, bool scans) {
   for (const std::string& table : options.tables) {
-    WEFT_REQUIRE(strategies || table != "memory", ExitCode::usage,
-                 "--tables: memory is of attention strategies, and --strategies names none");
+    WEFT_REQUIRE(strategies || (table != "memory" && table != "measured"), ExitCode::usage,
+                 "--tables: ", table, " is of attention strategies, and --strategies names none");
     WEFT_REQUIRE(scans || table != "crossover", ExitCode::usage,
                  "--tables: crossover is of state scans, and --scans names none");
   }
@@ -254,11 +296,11 @@ int sequence_bench(const SequenceBenchOptions& options) {
   const ScanBench scans(options, loaded.config);
   check_tables(options, !strategies.cases.empty(), !scans.cases.empty());
   Json json;
-  bool bytes_hold = true;
-  if (!strategies.cases.empty()) bytes_hold &= run(strategies, options, given, json);
-  if (!scans.cases.empty()) bytes_hold &= run(scans, options, given, json["scans"]);
+  bool all_hold = true;
+  if (!strategies.cases.empty()) all_hold &= run(strategies, options, given, json);
+  if (!scans.cases.empty()) all_hold &= run(scans, options, given, json["scans"]);
   write_json(options.json, json);
-  return static_cast<int>(bytes_hold ? ExitCode::done : ExitCode::comparison);
+  return static_cast<int>(all_hold ? ExitCode::done : ExitCode::comparison);
 }
 
 }  // namespace
@@ -281,8 +323,9 @@ void add_sequence_bench_command(CLI::App& bench, std::function<int()>& action) {
                        ->type_name(type);
     return values.empty() ? option : option->capture_default_str();
   };
-  list("--tables", options->tables, "some of bytes, overlap, memory, crossover [all]", "TABLE,...")
-      ->check(CLI::IsMember({"bytes", "overlap", "memory", "crossover"}));
+  list("--tables", options->tables,
+       "some of bytes, overlap, memory, crossover, measured [all but measured]", "TABLE,...")
+      ->check(CLI::IsMember({"bytes", "overlap", "memory", "crossover", "measured"}));
   list("--strategies", options->strategies,
        "attention: all, or names of `weft strategies` [all, unless there are --scans]", "NAME,...");
   list("--scans", options->scans, "state scans: all, or names of `weft strategies`", "NAME,...");
@@ -300,10 +343,23 @@ void add_sequence_bench_command(CLI::App& bench, std::function<int()>& action) {
            "overlap, crossover: what a message takes besides its bytes");
   quantity("--real-time", options->real_time,
            "overlap: how long a step is stretched to in real runs; 0s: none");
-  command->add_option("--repeats", options->repeats, "overlap: real runs, the fastest counts")
+  command
+      ->add_option("--repeats", options->repeats,
+                   "overlap: real runs, the fastest counts [2]; measured: pairs of forward and "
+                   "backward that the medians are over [5]")
       ->check(CLI::Range(1, 1000))
-      ->capture_default_str()
       ->type_name("N");
+  command->add_option("--device", options->device, "measured: where the ranks compute, cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str()
+      ->type_name("DEVICE");
+  command
+      ->add_option("--comm", options->comm,
+                   "measured: threads, which take the GPUs in turn, or nccl, a GPU a rank")
+      ->check(CLI::IsMember({"threads", "nccl"}))
+      ->capture_default_str()
+      ->type_name("COMM");
+  command->add_flag("--no-error", options->no_error, "measured: do not compare with one rank");
   quantity("--memory", options->memory, "memory: limit of a rank");
   list("--state", options->state, "scans: a rank's state", "B,H,K,V");
   list("--transitions", options->transitions,

@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
+
+#include "launch/machine.hpp"
+#include "src/core/cuda/stream.hpp"
 
 namespace weft {
 namespace {
@@ -17,6 +21,44 @@ bool print_case(const StrategyOnRanks& row) {
 Json to_json(const StrategyOnRanks& row) {
   Json json{{"strategy", row.strategy->name}, {"ranks", row.ranks}};
   if (!row.refused.empty()) json["refused"] = row.refused;
+  return json;
+}
+
+std::string where_text(const RankChoice& place) {
+  if (place.device == Device::cpu) {
+    return fmt::format("ranks are threads on {} cores", this_machine().cores);
+  }
+  if (place.comm == "nccl") return "ranks over NCCL, a GPU each";
+  return fmt::format("ranks are threads, {} GPUs in turn", cuda::device_count());
+}
+
+void print(const MeasuredAttention& row) {
+  if (print_case(row)) return;
+  if (row.both_s > 0) {
+    fmt::print("{:>11.3f}{:>11.3f}{:>11.3f}{:>11}{:>11.3g}", 1e3 * row.forward_s,
+               1e3 * row.backward_s, 1e3 * row.both_s,
+               row.over_ring ? fmt::format("{:.2f}", *row.over_ring) : "-",
+               1e-12 * row.flops_per_s());
+    if (row.error) fmt::print("  {:.1e} {}", *row.error, row.worst);
+  }
+  if (!row.failed.empty()) fmt::print("  FAILED: {}", row.failed);
+  fmt::print("\n");
+}
+
+Json to_json(const MeasuredAttention& row, const AttentionRuns& runs) {
+  Json json = to_json(static_cast<const StrategyOnRanks&>(row));
+  json["device"] = name(runs.place.device);
+  json["comm"] = runs.place.comm;
+  if (!row.failed.empty()) json["failed"] = row.failed;
+  if (row.both_s == 0) return json;
+  json["repeats"] = runs.repeats;
+  json["forward_s"] = row.forward_s;
+  json["backward_s"] = row.backward_s;
+  json["both_s"] = row.both_s;
+  json["flops"] = row.flops;
+  json["flops_per_s"] = row.flops_per_s();
+  if (row.over_ring) json["over_ring"] = *row.over_ring;
+  if (row.error) json["error"] = {{"value", *row.error}, {"of", row.worst}};
   return json;
 }
 
@@ -101,6 +143,22 @@ void memory_table(const Config& config, std::span<const StrategyOnRanks> cases, 
     entry["peak_bytes"] = row.peak_bytes;
     entry["largest"] = {{"name", row.largest}, {"bytes", row.largest_bytes}};
   }
+}
+
+bool measured_table(const Config& config, std::span<const StrategyOnRanks> cases,
+                    const AttentionRuns& runs, Json& json) {
+  fmt::print("\nmeasured ms of the layer, forward and backward ({}, medians of {} pairs)\n",
+             where_text(runs.place), runs.repeats);
+  fmt::print("  {:<10}{:>6}{:>11}{:>11}{:>11}{:>11}{:>11}  {}\n", "strategy", "ranks", "forward",
+             "backward", "both", "over ring", "TFLOP/s", runs.errors ? "error" : "");
+  bool all_hold = true;
+  measure_attention(config, cases, runs, [&](const MeasuredAttention& row) {
+    all_hold &= row.failed.empty();
+    print(row);
+    std::fflush(stdout);
+    json.push_back(to_json(row, runs));
+  });
+  return all_hold;
 }
 
 }  // namespace weft

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/attention_bench.hpp"
 #include "launch/scan_bench.hpp"
 #include "launch/sequence_bench.hpp"
 
@@ -23,12 +24,16 @@ struct SimulatedRuns {
 
 // ---- Of attention strategies
 
-/// These return whether all predictions hold.
+/// Returns whether all predictions hold.
 bool bytes_table(const Config& config, std::span<const StrategyOnRanks> cases, Json& json);
 void overlap_table(const Config& config, std::span<const StrategyOnRanks> cases,
                    const SimulatedRuns& runs, Json& json);
 void memory_table(const Config& config, std::span<const StrategyOnRanks> cases, int64_t limit_bytes,
                   const std::string& limit_text, Json& json);
+
+/// Rows are printed as they are done. Returns whether none failed.
+bool measured_table(const Config& config, std::span<const StrategyOnRanks> cases,
+                    const AttentionRuns& runs, Json& json);
 
 // ---- Of state scans
 

@@ -1,4 +1,4 @@
-// weft train, weft parity and weft bench kernels on GPUs, from the command line.
+// weft train, weft parity and weft bench on GPUs, from the command line.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -65,12 +65,11 @@ struct Ending {
 
 Ending train_deterministically(const std::string& program, const std::string& sets) {
   const std::string folder = fresh_folder();
-  const CommandResult result = run_command(
-      concat(program, " train configs/quickstart.yaml --strict --output ", folder,
-             " --set data.path=synthetic --set data.documents=false --set train.steps=8 ",
-             "--set optimizer.warmup_steps=1 ",
-             "--set train.device=cuda --set train.precision=bf16 ",
-             "--set train.deterministic=true ", sets));
+  const CommandResult result = run_command(concat(
+      program, " train configs/quickstart.yaml --strict --output ", folder,
+      " --set data.path=synthetic --set data.documents=false --set train.steps=8 ",
+      "--set optimizer.warmup_steps=1 ", "--set train.device=cuda --set train.precision=bf16 ",
+      "--set train.deterministic=true ", sets));
   EXPECT_EQ(result.code, 0) << result.out;
   EXPECT_EQ(result.lines("weft: deterministic: own kernels take ").size(), 1u) << result.out;
   const auto checksums = result.lines("weft: parameters after 8 steps: checksum ");
@@ -163,6 +162,31 @@ TEST_F(CommandsOnGpus, KernelsAreWithinTheirBounds) {
         concat(weft_alone(), " bench kernels --device cuda --repeats 1 --dtype ", dtype));
     EXPECT_EQ(result.code, 0) << result.out;
   }
+}
+
+/// 1001 tokens: shards differ, and none ends with a tile.
+TEST_F(CommandsOnGpus, MeasureAttentionThatOneRankConfirms) {
+  for (const char* dtype : {"f32", "bf16"}) {
+    SCOPED_TRACE(dtype);
+    const CommandResult result = run_command(
+        concat(weft_alone(),
+               " bench sequence configs/quickstart.yaml --tables measured --device cuda "
+               "--ranks 2,4 --repeats 1 --set data.seq_length=1001 --set train.precision=",
+               dtype));
+    EXPECT_EQ(result.code, 0) << result.out;
+    EXPECT_EQ(result.out.find("refused"), std::string::npos) << result.out;
+  }
+}
+
+TEST_F(CommandsOnGpus, MeasureAttentionOverNccl) {
+  const bool each = has_nccl() && cuda::device_count() >= 2;
+  const CommandResult result = run_command(
+      concat(weft_alone(),
+             " bench sequence configs/quickstart.yaml --tables measured --device cuda --comm nccl "
+             "--repeats 1 --set data.seq_length=1001 --set train.precision=bf16 --ranks ",
+             each ? 2 : cuda::device_count() + 1));
+  EXPECT_EQ(result.code, each ? 0 : 2) << result.out;
+  EXPECT_EQ(result.lines("weft: --comm nccl").size(), each ? 0u : 1u) << result.out;
 }
 
 TEST_F(CommandsOnGpus, RefuseF64InOneLine) {
