@@ -141,10 +141,9 @@ class RunPair {
   }
 
  private:
-  /// Of a value whose reference is off from the exact one by so much; see parity_tolerance.
+  /// Of a value whose reference is off from the exact one by so much, 0 where there is none.
   double tolerance(double reference_error) const {
-    const double least = parity_tolerance(config_.train.precision);
-    return exact_ == nullptr ? least : std::max(least, 2 * reference_error);
+    return parity_tolerance(config_.train.precision, reference_error);
   }
 
   /// The same for one of the tensors of a kind.
@@ -232,6 +231,10 @@ double parity_tolerance(DType dtype) {
     default:
       return 1e-4;
   }
+}
+
+double parity_tolerance(DType dtype, double reference_error) {
+  return std::max(parity_tolerance(dtype), 2 * reference_error);
 }
 
 double oracle_tolerance(DType dtype) {

@@ -11,10 +11,11 @@ namespace weft {
 
 /// How far a comparison may be off: RMS(difference) / max(RMS(reference), 1e-6 x the RMS over all
 /// tensors of that kind), for updates beyond the spacing of the parameters they are stored in.
-/// 1e-11 in f64, 1e-4 in f32. In bf16 one rounding, 2^-8, or where that is more twice what the
-/// reference itself is off from the same run in f32: what two runs that round apart may differ by.
-/// docs/numerics.md derives all three.
+/// 1e-11 in f64, 1e-4 in f32, in bf16 one rounding, 2^-8. docs/numerics.md derives all three.
 double parity_tolerance(DType dtype);
+/// The same of a value whose reference is itself off by `reference_error` from the same run in f32,
+/// 0 where there is none: twice that where it is more. Two runs that round apart may differ by it.
+double parity_tolerance(DType dtype, double reference_error);
 /// The same of mixers against the oracle, which starts from what the run itself had: in bf16 that
 /// of a kernel, 8e-3.
 double oracle_tolerance(DType dtype);

@@ -22,6 +22,14 @@ std::vector<std::pair<int, int>> all_meshes() {
 
 // ---- A spread in seconds; the whole grid has the label "full"
 
+TEST(Parity, AllowsTwiceWhatRoundingMakesOfTheReference) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+    EXPECT_EQ(parity_tolerance(dtype, 0), parity_tolerance(dtype));
+  }
+  EXPECT_EQ(parity_tolerance(DType::bf16, 0x1p-10), 0x1p-8);
+  EXPECT_EQ(parity_tolerance(DType::bf16, 0x1p-6), 0x1p-5);
+}
+
 TEST(Parity, InF64) {
   expect_parity({}, {{1, 2}, {1, 3}, {2, 2}, {3, 1}, {1, 5}, {2, 4}, {1, 8}});
 }
