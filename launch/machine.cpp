@@ -7,6 +7,8 @@
 #include <limits>
 
 #include "src/core/check.hpp"
+#include "src/core/cuda/memory.hpp"
+#include "src/core/cuda/stream.hpp"
 
 namespace weft {
 namespace {
@@ -51,6 +53,19 @@ Machine this_machine() {
   return {.cpu = entry_of("/proc/cpuinfo", "model name"),
           .cores = CPU_COUNT(&cores),
           .memory_bytes = available_memory()};
+}
+
+Gpus these_gpus(int most_ranks) {
+  Gpus gpus;
+  gpus.count = cuda::device_count();
+  const int used = std::min(gpus.count, most_ranks);
+  if (used == 0) return gpus;
+  gpus.name = cuda::device_name(0);
+  gpus.memory_bytes = cuda::free_bytes(0);
+  for (int gpu = 1; gpu < used; ++gpu) {
+    gpus.memory_bytes = std::min(gpus.memory_bytes, cuda::free_bytes(gpu));
+  }
+  return gpus;
 }
 
 }  // namespace weft

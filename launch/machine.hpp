@@ -15,4 +15,15 @@ struct Machine {
 /// What the system and the control group of this process say.
 Machine this_machine();
 
+/// The GPUs that this process can use.
+struct Gpus {
+  int count = 0;
+  std::string name;          // of the first, as its driver has it
+  int64_t memory_bytes = 0;  // free on the fullest of those that the ranks are on
+};
+
+/// What the driver says, for ranks that take the GPUs in turn, `most_ranks` of them at most. This
+/// process then has its context on each of theirs.
+Gpus these_gpus(int most_ranks);
+
 }  // namespace weft

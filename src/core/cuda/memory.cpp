@@ -38,6 +38,13 @@ int64_t bytes_in_use() {
   return static_cast<int64_t>(all - free);
 }
 
+int64_t free_bytes(int device) {
+  WEFT_CALL(cudaSetDevice(device));
+  size_t free = 0, all = 0;
+  WEFT_CALL(cudaMemGetInfo(&free, &all));
+  return static_cast<int64_t>(free);
+}
+
 PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes) {
   return PinnedMemory(
       allocate([](void** m, size_t n) { return cudaMallocHost(m, n); }, "pinned", owner, bytes));

@@ -23,6 +23,10 @@ DeviceMemory allocate_device(std::string_view owner, int64_t bytes);
 /// included.
 int64_t bytes_in_use();
 
+/// Bytes of GPU `device` that are free when this process has its context there. It becomes the
+/// calling thread's GPU.
+int64_t free_bytes(int device);
+
 /// `bytes` of page-locked host memory: the only kind whose copies run while the host goes on.
 PinnedMemory allocate_pinned(std::string_view owner, int64_t bytes);
 

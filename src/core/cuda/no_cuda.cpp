@@ -20,6 +20,9 @@ bool in_build() {
 int device_count() {
   return 0;
 }
+std::string device_name(int) {
+  refuse();
+}
 std::unique_ptr<Stream> make_stream(int, int64_t) {
   refuse();
 }
@@ -35,6 +38,9 @@ DeviceMemory allocate_device(std::string_view, int64_t) {
   refuse();
 }
 int64_t bytes_in_use() {
+  refuse();
+}
+int64_t free_bytes(int) {
   refuse();
 }
 PinnedMemory allocate_pinned(std::string_view, int64_t) {

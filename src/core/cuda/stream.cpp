@@ -169,6 +169,13 @@ int device_count() {
   return count;
 }
 
+std::string device_name(int device) {
+  set_environment();
+  cudaDeviceProp properties{};
+  WEFT_CALL(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
+}
+
 std::unique_ptr<Stream> make_stream(int device, int64_t workspace_bytes) {
   return std::make_unique<CudaStream>(device, workspace_bytes);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "src/core/device.hpp"
 
@@ -13,6 +14,9 @@ bool in_build();
 
 /// GPUs this process can use: 0 without a card, without a driver, and in a build without CUDA.
 int device_count();
+
+/// What the driver calls GPU `device`: "NVIDIA H200".
+std::string device_name(int device);
 
 /// Device memory that the kernels of one stream share, one after the other: 32 MiB for a matrix
 /// product, the rest for partial sums and sorted tokens.
