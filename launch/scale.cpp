@@ -80,94 +80,99 @@ std::string gib(int64_t bytes) {
 /// The cells of one length.
 class ScaleLength {
  public:
-  ScaleLength(const ScaleGrid& grid, int64_t tokens, const StandIns& stand_ins)
-      : grid_(grid), tokens_(tokens), stand_ins_(stand_ins) {}
+  ScaleLength(const ScaleGrid& grid, const std::function<Config(int64_t)>& config_at,
+              int64_t tokens, const StandIns& stand_ins)
+      : grid_(grid), config_at_(config_at), tokens_(tokens), stand_ins_(stand_ins) {}
 
   /// Runs a cell. What one rank computes is kept, and what more ranks compute after it is held
   /// against that.
-  ScaleCell run(const std::function<Config(int64_t)>& config_at, const StrategyPair& pair,
-                int ranks, int repeats) {
-    ScaleCell cell;
-    cell.tokens = tokens_;
-    cell.strategies = pair;
-    cell.ranks = ranks;
-    Config config;
-    std::vector<StepPlan> plans;
-    try {
-      config = on_ranks(config_at(tokens_), pair, ranks);
-      plans = plan_ranks(config);
-    } catch (const Error& error) {
-      if (error.code() != ExitCode::config) throw;
-      cell.skipped = error.what();
-      return cell;
+  ScaleCell run(const StrategyPair& pair, int ranks, int repeats) {
+    ScaleCell cell = make_cell(pair, ranks);
+    const auto step = plan([&] { return on_ranks(config_at_(tokens_), pair, ranks); }, cell);
+    if (!step) return cell;
+    cell.tokens_of_step = step->config.train.global_batch_size * tokens_;
+    cell.predicted_bytes = step->sequence_bytes();
+    cell.planned_peak_bytes = step->peak_bytes();
+    const bool alone = ranks == 1;
+    auto times = measure(*step, repeats, grid_.errors && (alone || reference_), cell);
+    if (!times) return cell;
+    cell.seconds = times->seconds;
+    cell.peak_bytes = times->peak_bytes;
+    cell.sent_bytes = times->sequence_bytes;
+    if (grid_.errors && alone) {
+      reference_.emplace(std::move(times->first), step->config.train.precision);
+    } else if (reference_) {
+      cell.errors = reference_->errors_of(times->first);
+      cell.failed = cell.errors->excess;
     }
-    if (fits(plans, cell)) measure(config, plans, repeats, cell);
+    return cell;
+  }
+
+  /// After the one rank's: what the rounding of bf16 makes of it, by a step in f32 that is not
+  /// timed. Without that there is nothing to compare with. Of other precisions nothing is run.
+  ScaleCell weigh_rounding() {
+    ScaleCell cell = make_cell({}, 1);
+    if (!reference_ || reference_->dtype() != DType::bf16) return cell;
+    const auto step = plan([&] { return in_f32(on_ranks(config_at_(tokens_), {}, 1)); }, cell);
+    const auto times = step ? measure(*step, 0, true, cell) : std::nullopt;
+    if (times) {
+      reference_->allow_rounding(times->first);
+    } else {
+      reference_.reset();
+      std::string& why = cell.skipped.empty() ? cell.failed : cell.skipped;
+      why = "in f32, which errors in bf16 are weighed by: " + why;
+    }
     return cell;
   }
 
  private:
-  bool fits(const std::vector<StepPlan>& plans, ScaleCell& cell) const {
-    int64_t together = 0;
-    for (const StepPlan& plan : plans) together += plan.memory.peak();
-    if (together <= grid_.memory_bytes) return true;
-    cell.skipped = concat("the arenas of all ranks take ", gib(together), ", the limit is ",
-                          gib(grid_.memory_bytes));
-    return false;
+  ScaleCell make_cell(const StrategyPair& pair, int ranks) const {
+    ScaleCell cell;
+    cell.tokens = tokens_;
+    cell.strategies = pair;
+    cell.ranks = ranks;
+    return cell;
+  }
+
+  /// The step of a config, or none where the cell says what rules it out.
+  std::optional<PlannedStep> plan(const std::function<Config()>& config, ScaleCell& cell) const {
+    std::optional<PlannedStep> step;
+    try {
+      step = plan_ranks(config());
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::config) throw;
+      cell.skipped = error.what();
+      return std::nullopt;
+    }
+    const bool on_gpus = step->choice.device == Device::cuda;
+    const int64_t together = shared_bytes(step->plans, on_gpus ? step->choice.gpus : 1);
+    if (together <= grid_.memory_bytes) return step;
+    cell.skipped = concat("the arenas ", on_gpus ? "on one GPU" : "of all ranks", " take ",
+                          gib(together), ", the limit is ", gib(grid_.memory_bytes));
+    return std::nullopt;
   }
 
   /// What was planned and does not hold is the cell's failure, an arena that is too small too.
-  void measure(const Config& config, const std::vector<StepPlan>& plans, int repeats,
-               ScaleCell& cell) {
-    cell.tokens_of_step = config.train.global_batch_size * cell.tokens;
-    cell.predicted_bytes = sequence_bytes(plans);
-    for (const StepPlan& plan : plans) {
-      cell.planned_peak_bytes = std::max(cell.planned_peak_bytes, plan.memory.peak());
-    }
-    const bool alone = cell.ranks == 1;
-    StepTimes times;
+  std::optional<StepTimes> measure(const PlannedStep& step, int repeats, bool gradients,
+                                   ScaleCell& cell) const {
     try {
-      times = time_steps(config, plans, repeats, grid_.errors && (alone || reference_),
-                         alone ? StandIns{} : stand_ins_);
+      return time_steps(step, repeats, gradients, cell.ranks == 1 ? StandIns{} : stand_ins_);
     } catch (const Error& error) {
       constexpr ExitCode kOfTheCell[] = {ExitCode::comparison, ExitCode::diverged, ExitCode::memory,
                                          ExitCode::mismatch, ExitCode::hang};
       if (std::ranges::find(kOfTheCell, error.code()) == std::end(kOfTheCell)) throw;
       cell.failed = error.what();
-      return;
     } catch (const std::bad_alloc&) {
       cell.failed = "out of host memory";
-      return;
     }
-    cell.seconds = times.seconds;
-    cell.peak_bytes = times.peak_bytes;
-    cell.sent_bytes = times.sequence_bytes;
-    if (!grid_.errors) return;
-    if (alone) {
-      reference_ = std::move(times.first);
-    } else if (reference_) {
-      compare(times.first, parity_tolerance(config.train.precision), cell);
-    }
-  }
-
-  void compare(const FirstStep& first, double tolerance, ScaleCell& cell) const {
-    const std::vector<double> errors = gradient_errors(reference_->gradients, first.gradients);
-    const auto worst = std::ranges::max_element(errors);
-    cell.worst_gradient = first.gradients[worst - errors.begin()].name;
-    cell.gradient_error = *worst;
-    cell.loss_error = loss_error(reference_->loss, first.loss);
-    if (*cell.loss_error > tolerance) {
-      cell.failed = fmt::format("the loss is off by {:.2e}, the tolerance is {:.0e}",
-                                *cell.loss_error, tolerance);
-    } else if (*worst > tolerance) {
-      cell.failed = fmt::format("the gradient of {} is off by {:.2e}, the tolerance is {:.0e}",
-                                cell.worst_gradient, *worst, tolerance);
-    }
+    return std::nullopt;
   }
 
   const ScaleGrid& grid_;
+  const std::function<Config(int64_t)>& config_at_;
   int64_t tokens_;
   const StandIns& stand_ins_;
-  std::optional<FirstStep> reference_;  // what one rank computes
+  std::optional<ReferenceStep> reference_;  // what one rank computes
 };
 
 /// Tokens/s of a rank of the cell over those at `tokens` on the fewest ranks, where that ran.
@@ -225,21 +230,21 @@ void run_scale(const ScaleGrid& grid, const std::function<Config(int64_t tokens)
   const int fewest = grid.ranks.front();
   std::vector<ScaleCell> cells;
   for (const int64_t tokens : grid.lengths) {
-    ScaleLength length(grid, tokens, stand_ins);
+    ScaleLength length(grid, config_at, tokens, stand_ins);
     const auto run = [&](const StrategyPair& pair, int ranks) {
-      ScaleCell& cell = cells.emplace_back(length.run(config_at, pair, ranks, grid.repeats));
+      ScaleCell& cell = cells.emplace_back(length.run(pair, ranks, grid.repeats));
       cell.strong_efficiency = efficiency(cells, cell, tokens, fewest);
       if (tokens * fewest % cell.ranks == 0) {
         cell.weak_efficiency = efficiency(cells, cell, tokens * fewest / cell.ranks, fewest);
       }
       report(cell);
     };
-    if (fewest == 1) {
-      run({}, 1);
-    } else if (grid.errors) {
-      const ScaleCell reference = length.run(config_at, {}, 1, 0);
-      if (!reference.failed.empty() || !reference.skipped.empty()) report(reference);
-    }
+    const auto show_trouble = [&](const ScaleCell& cell) {
+      if (!cell.failed.empty() || !cell.skipped.empty()) report(cell);
+    };
+    if (fewest == 1) run({}, 1);
+    if (fewest > 1 && grid.errors) show_trouble(length.run({}, 1, 0));
+    if (grid.ranks.back() > 1 && grid.errors) show_trouble(length.weigh_rounding());
     for (const StrategyPair& pair : grid.pairs) {
       for (const int ranks : grid.ranks) {
         if (ranks > 1) run(pair, ranks);

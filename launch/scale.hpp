@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launch/config.hpp"
+#include "launch/reference_step.hpp"
 #include "launch/trainer.hpp"
 
 namespace weft {
@@ -38,15 +39,13 @@ struct ScaleCell {
   std::string skipped;  // why it cannot run; what follows is then zero
   std::string failed;   // what is not as it must be: bytes, memory, the error against one rank
 
-  std::vector<double> seconds;           // of the steps after the first
-  int64_t tokens_of_step = 0;            // of the batch
-  int64_t planned_peak_bytes = 0;        // of the fullest rank's arenas
-  int64_t peak_bytes = 0;                // as they were
-  int64_t predicted_bytes = 0;           // all ranks' along the sequence axis in a step
-  int64_t sent_bytes = 0;                // as the transports counted
-  std::optional<double> loss_error;      // of the first step, against one rank; with the largest of
-  std::optional<double> gradient_error;  // all parameters' gradients
-  std::string worst_gradient;            // and whose it is
+  std::vector<double> seconds;       // of the steps that were timed
+  int64_t tokens_of_step = 0;        // of the batch
+  int64_t planned_peak_bytes = 0;    // of the fullest rank's arenas
+  int64_t peak_bytes = 0;            // as they were
+  int64_t predicted_bytes = 0;       // all ranks' along the sequence axis in a step
+  int64_t sent_bytes = 0;            // as the transports counted
+  std::optional<StepErrors> errors;  // of the first step, against one rank
 
   /// Both against the fewest ranks of the list, tokens/s of a rank over those there: strong at the
   /// same length, weak at the length that gives a rank as many tokens. None where that did not run.
@@ -63,17 +62,18 @@ struct ScaleGrid {
   std::vector<StrategyPair> pairs;  // not empty
   std::vector<int> ranks;           // ascending
   int repeats = 2;                  // steps that are timed
-  int64_t memory_bytes = 0;         // limit of the arenas of all ranks together
+  int64_t memory_bytes = 0;         // limit of the arenas of all ranks, or of those on one GPU
   bool errors = true;               // compare with one rank
 };
 
 /// Runs the cells of the grid, by length, pair and ranks, and shows each to `report` as soon as it
 /// is done. The one on one rank comes first and is run once a length; where one is not in the list
-/// and errors are wanted, a single step of it is, which is shown only if it is skipped or fails.
+/// and errors are wanted, a single step of it is, and in bf16 a single step of it in f32 besides:
+/// these are shown only if they are skipped or fail, and then nothing is compared.
 /// `config_at` gives the config at a length and may throw Error(config); its mesh and strategies
-/// are replaced. A cell that the config or the limit of memory rules out is skipped. One that ends
-/// with an error, or does not keep to what was planned and to what one rank computes, is failed.
-/// `stand_ins` as in time_steps, on more than one rank.
+/// are replaced. A cell that the config, its place or the limit of memory rules out is skipped. One
+/// that ends with an error, or does not keep to what was planned and to what one rank computes, is
+/// failed. `stand_ins` as in time_steps, on more than one rank.
 void run_scale(const ScaleGrid& grid, const std::function<Config(int64_t tokens)>& config_at,
                const std::function<void(const ScaleCell&)>& report, const StandIns& stand_ins = {});
 

@@ -4,13 +4,16 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "launch/json_file.hpp"
 #include "launch/machine.hpp"
 #include "launch/parity.hpp"
+#include "launch/placement.hpp"
 #include "launch/quantity.hpp"
 #include "launch/quote.hpp"
 #include "launch/scale.hpp"
@@ -22,8 +25,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// Ranks that share cores wait for one another as long as a step takes, and none of them can be
-/// lost without the others.
+/// Ranks that share cores or a GPU wait for one another as long as a step takes, and none of them
+/// can be lost without the others.
 constexpr double kLongestWait = 86400;  // seconds
 
 struct ScaleOptions {
@@ -52,51 +55,88 @@ void check(const Config& config) {
                  ": expected 1, since weft scale lays its ranks along the sequence axis, got ",
                  size);
   }
-  const CommChoice comm = config.train.comm;
-  WEFT_REQUIRE(comm == CommChoice::automatic || comm == CommChoice::threads, ExitCode::config,
-               "train.comm: expected threads or auto, since the ranks of weft scale are threads");
-  WEFT_REQUIRE(config.train.device != DeviceChoice::cuda, ExitCode::config,
-               "train.device: expected cpu or auto, since weft scale runs on the CPU, got cuda");
+  WEFT_REQUIRE(config.train.comm != CommChoice::mpi, ExitCode::config,
+               "train.comm: expected threads, nccl or auto, since the ranks of weft scale are "
+               "threads, got mpi");
 }
 
-int64_t memory_limit(const ScaleOptions& options, const Machine& machine) {
-  if (options.memory.empty()) return machine.memory_bytes / 10 * 9;
+/// Where the cells run.
+struct Place {
+  std::string comm;
+  Machine machine;
+  std::optional<Gpus> gpus;  // none on the CPU
+
+  int64_t memory_bytes() const { return gpus ? gpus->memory_bytes : machine.memory_bytes; }
+};
+
+/// Throws Error(config) for what is refused whatever the number of ranks.
+Place find_place(const ScaleOptions& options, const Config& config) {
+  Config alone = on_one_rank(config);
+  const RankChoice choice = place_ranks(alone, nullptr);
+  Place place{.comm = choice.comm, .machine = this_machine(), .gpus = {}};
+  if (choice.device == Device::cuda) {
+    place.gpus = these_gpus(*std::ranges::max_element(options.ranks));
+  }
+  return place;
+}
+
+int64_t memory_limit(const ScaleOptions& options, const Place& place) {
+  if (options.memory.empty()) return place.memory_bytes() / 10 * 9;
   const double bytes = parse_quantity("--memory", options.memory, "B");
   WEFT_REQUIRE(bytes >= 1 && bytes <= 1e18, ExitCode::usage,
                "--memory: expected 1B to 1000PB, got ", quote(options.memory));
   return static_cast<int64_t>(bytes);
 }
 
-ScaleGrid make_grid(const ScaleOptions& options, const Config& config, const Machine& machine) {
+ScaleGrid make_grid(const ScaleOptions& options, const Config& config, const Place& place) {
   const std::set<int> ranks(options.ranks.begin(), options.ranks.end());
   return {.lengths = options.seq.empty() ? std::vector<int64_t>{config.data.seq_length}
                                          : parse_lengths("--seq", options.seq),
           .pairs = strategy_pairs(config, options.strategies, options.product, "--strategies"),
           .ranks = {ranks.begin(), ranks.end()},
           .repeats = options.repeats,
-          .memory_bytes = memory_limit(options, machine),
+          .memory_bytes = memory_limit(options, place),
           .errors = !options.no_error};
 }
 
 // ---- The table
 
+std::string text(const Place& place, const ScaleGrid& grid) {
+  const Machine& machine = place.machine;
+  const double gib = static_cast<double>(grid.memory_bytes) / (1 << 30);
+  if (!place.gpus) {
+    return fmt::format(
+        "cpu: {}, {} cores, which the ranks share as threads; at most {:.3g} GiB of arenas",
+        machine.cpu.empty() ? "unknown" : machine.cpu, machine.cores, gib);
+  }
+  return fmt::format(
+      "gpu: {} x {}, {}; at most {:.3g} GiB of arenas on one", place.gpus->count, place.gpus->name,
+      place.comm == "nccl" ? "one a rank, over NCCL" : "which the ranks take in turn as threads",
+      gib);
+}
+
+std::string text_of_errors(const ScaleGrid& grid, DType precision) {
+  if (!grid.errors) return ", and not asked for";
+  return fmt::format(", at most {:.0e}{}", parity_tolerance(precision),
+                     precision == DType::bf16 ? " or twice what one rank is off from f32" : "");
+}
+
 void print_header(const ScaleOptions& options, const Config& config, const ScaleGrid& grid,
-                  const Machine& machine) {
+                  const Place& place) {
   const ModelConfig& model = config.model;
   fmt::print("{}: {} layers of pattern {}, {} wide, {} heads of {}, {}, {} x seq tokens a step{}\n",
              options.config, model.num_hidden_layers, model.layer_pattern, model.hidden_size,
              model.num_attention_heads, model.head_dim, name(config.train.precision),
              config.train.global_batch_size, config.data.documents ? ", in documents" : "");
-  fmt::print("cpu: {}, {} cores, which the ranks share as threads; at most {:.3g} GiB of arenas\n",
-             machine.cpu.empty() ? "unknown" : machine.cpu, machine.cores,
-             static_cast<double>(grid.memory_bytes) / (1 << 30));
+  fmt::print("{}\n", text(place, grid));
   fmt::print(
-      "s/step is the best of {} after one to warm up; sent is of all ranks along the "
-      "sequence axis;\npeak is the fullest rank's; strong and weak are against {} rank{}; "
+      "s/step is the best of {}{}; sent is of all ranks along the sequence axis;\n"
+      "peak is the fullest rank's; strong and weak are against {} rank{}; "
       "error is against one rank{}\n\n",
-      grid.repeats, grid.ranks.front(), grid.ranks.front() == 1 ? "" : "s",
-      grid.errors ? fmt::format(", at most {:.0e}", parity_tolerance(config.train.precision))
-                  : ", and not asked for");
+      grid.repeats,
+      place.gpus ? " that follow one another, from end to end" : " after one to warm up",
+      grid.ranks.front(), grid.ranks.front() == 1 ? "" : "s",
+      text_of_errors(grid, config.train.precision));
   fmt::print("{:>10} {:<10} {:<10} {:>5} {:>10} {:>12} {:>12} {:>14} {:>10} {:>7} {:>7} {:>9}\n",
              "seq", "attention", "scan", "ranks", "s/step", "tokens/s", "a rank", "sent bytes",
              "peak MiB", "strong", "weak", "error");
@@ -112,8 +152,8 @@ std::string ratio(const std::optional<double>& value) {
 }
 
 std::string largest_error(const ScaleCell& cell) {
-  if (!cell.loss_error) return "-";
-  return fmt::format("{:.2e}", std::max(*cell.loss_error, *cell.gradient_error));
+  if (!cell.errors) return "-";
+  return fmt::format("{:.2e}", std::max(cell.errors->loss, cell.errors->gradient));
 }
 
 void print(const ScaleCell& cell) {
@@ -159,16 +199,23 @@ Json to_json(const ScaleCell& cell) {
   json["strong_efficiency"] = or_null(cell.strong_efficiency);
   json["weak_efficiency"] = or_null(cell.weak_efficiency);
   json["error"] = nullptr;
-  if (cell.loss_error) {
-    json["error"] = {{"loss", *cell.loss_error},
-                     {"grad", *cell.gradient_error},
-                     {"worst_grad", cell.worst_gradient}};
+  if (cell.errors) {
+    json["error"] = {{"loss", cell.errors->loss},
+                     {"grad", cell.errors->gradient},
+                     {"worst_grad", cell.errors->worst_gradient},
+                     {"of_tolerance", cell.errors->of_tolerance}};
   }
   return json;
 }
 
+Json to_json(const Place& place) {
+  Json json{{"cpu", place.machine.cpu}, {"cores", place.machine.cores}};
+  if (place.gpus) json.update({{"gpu", place.gpus->name}, {"gpus", place.gpus->count}});
+  return json;
+}
+
 Json to_json(const ScaleOptions& options, const Config& config, const ScaleGrid& grid,
-             const Machine& machine) {
+             const Place& place) {
   const ModelConfig& model = config.model;
   return {{"ok", true},
           {"config", options.config},
@@ -181,9 +228,9 @@ Json to_json(const ScaleOptions& options, const Config& config, const ScaleGrid&
           {"precision", name(config.train.precision)},
           {"global_batch_size", config.train.global_batch_size},
           {"documents", config.data.documents},
-          {"device", "cpu"},
-          {"comm", "threads"},
-          {"machine", {{"cpu", machine.cpu}, {"cores", machine.cores}}},
+          {"device", place.gpus ? "cuda" : "cpu"},
+          {"comm", place.comm},
+          {"machine", to_json(place)},
           {"memory_limit_bytes", grid.memory_bytes},
           {"tolerance", parity_tolerance(config.train.precision)},
           {"rows", Json::array()}};
@@ -196,12 +243,12 @@ int scale(const ScaleOptions& options) {
   for (const std::string& note : loaded.notes) log::info(note);
   const Config& config = loaded.config;
   check(config);
-  const Machine machine = this_machine();
-  const ScaleGrid grid = make_grid(options, config, machine);
-  Json json = to_json(options, config, grid, machine);
+  const Place place = find_place(options, config);
+  const ScaleGrid grid = make_grid(options, config, place);
+  Json json = to_json(options, config, grid, place);
   write_json(options.json, json);
   set_wait_deadline(kLongestWait);
-  print_header(options, config, grid, machine);
+  print_header(options, config, grid, place);
   bool ok = true;
   run_scale(
       grid, [&](int64_t tokens) { return load(options, tokens).config; },
@@ -252,7 +299,8 @@ void add_scale_command(CLI::App& app, std::function<int()>& action) {
       ->type_name("N");
   command
       ->add_option("--memory", options->memory,
-                   "limit of the arenas of all ranks together [nine tenths of what is available]")
+                   "limit of the arenas of all ranks together, on GPUs of those that share one "
+                   "[nine tenths of what is available]")
       ->type_name("QUANTITY");
   command->add_flag("--product", options->product,
                     "every attention strategy with every scan, where a model has both");

@@ -95,6 +95,11 @@ void expect_step_of(const Json& row, const Config& config, size_t repeats) {
     EXPECT_LE(row.at("error").at("loss"), parity_tolerance(config.train.precision));
     EXPECT_LE(row.at("error").at("grad"), parity_tolerance(config.train.precision));
     EXPECT_GT(row.at("error").at("grad"), 0);  // sums in another order
+    const double largest = std::max(row.at("error").at("loss").get<double>(),
+                                    row.at("error").at("grad").get<double>());
+    EXPECT_NEAR(row.at("error").at("of_tolerance").get<double>() *
+                    parity_tolerance(config.train.precision) / largest,
+                1, 1e-9);
   }
 }
 
@@ -107,7 +112,10 @@ TEST(Scale, RowsAreThoseOfPlannedSteps) {
   ASSERT_EQ(run.code, 0) << run.out;
   EXPECT_EQ(run.json.at("ok"), true);
   EXPECT_EQ(run.json.at("tolerance"), parity_tolerance(DType::f64));
+  EXPECT_EQ(run.json.at("device"), "cpu");
+  EXPECT_EQ(run.json.at("comm"), "threads");
   EXPECT_EQ(run.json.at("machine").at("cores"), this_machine().cores);
+  EXPECT_FALSE(run.json.at("machine").contains("gpus"));
   const size_t strategies = attention_strategies().size();
   EXPECT_EQ(run.json.at("rows").size(), 3 * (1 + 2 * strategies));
   for (const int64_t tokens : {24, 48, 96}) {
@@ -304,7 +312,9 @@ TEST(Scale, MistakesLeaveWithTheirCode) {
        "zeco is a scan of states, and the model has no layer with a state"},
       {"--set mesh.data=2", 64, "mesh.data"},
       {"--set train.comm=mpi", 64, "train.comm"},
-      {"--set train.device=cuda", 64, "train.device"},
+      {"--set train.device=cuda", 64, "train.device: cuda: "},
+      {"--set train.comm=nccl", 64, "train.comm: nccl needs train.device: cuda"},
+      {"--set train.precision=bf16", 64, "train.precision: bf16 needs a GPU"},
       {"--set train.stepps=2", 64, "train.stepps"},
       {"--json /proc/none/scale.json", 74, "/proc/none/scale.json"},
   };

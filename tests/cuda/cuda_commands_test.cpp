@@ -1,7 +1,9 @@
-// weft train, weft parity and weft bench on GPUs, from the command line.
+// weft train, weft parity, weft scale and weft bench on GPUs, from the command line.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "parallel/comm/nccl.hpp"
 #include "src/core/check.hpp"
@@ -153,6 +155,85 @@ TEST_F(CommandsOnGpus, HoldParityOverNcclOnOneCard) {
         "--set 'sequence.attention=[ring, lightseq, allgather, ulysses, rsa]' "
         "--set 'sequence.state=[lasp, lasp2, zeco, doubling, two_level]'"));
     EXPECT_EQ(result.code, 0) << result.out;
+  }
+}
+
+/// What `weft scale` writes of the quickstart's model, a layer with a state and a softmax layer.
+nlohmann::json scale(const std::string& arguments, int code = 0) {
+  const std::string file = fresh_folder() + "/scale.json";
+  const CommandResult result =
+      run_command(concat(weft_alone(), " scale configs/quickstart.yaml --json ", file,
+                         " --strategies ring,lasp2 --set train.device=cuda ", arguments));
+  EXPECT_EQ(result.code, code) << result.out;
+  std::ifstream in(file);
+  return in ? nlohmann::json::parse(in) : nlohmann::json{{"rows", nlohmann::json::array()}};
+}
+
+/// A row that was measured, sent and held what was planned and computed what one rank does.
+void expect_sound(const nlohmann::json& row, size_t repeats) {
+  SCOPED_TRACE(row.dump());
+  ASSERT_FALSE(row.contains("skipped") || row.contains("failed"));
+  EXPECT_EQ(row.at("steps_s").size(), repeats);
+  for (const double seconds : row.at("steps_s")) EXPECT_GT(seconds, 0);
+  EXPECT_EQ(row.at("sequence_bytes").at("counted"), row.at("sequence_bytes").at("predicted"));
+  EXPECT_EQ(row.at("peak_bytes").at("real"), row.at("peak_bytes").at("planned"));
+  if (row.at("ranks") == 1) return;
+  EXPECT_GT(row.at("sequence_bytes").at("counted"), 0);
+  EXPECT_GT(row.at("error").at("grad"), 0);  // sums in another order
+  EXPECT_LE(row.at("error").at("of_tolerance"), 1);
+}
+
+TEST_F(CommandsOnGpus, ScaleOverRanksThatShareACard) {
+  for (const char* precision : {"f32", "bf16"}) {
+    const nlohmann::json json = scale(
+        concat("--seq 256,512 --ranks 1,2,3 --repeats 3 ", "--set train.precision=", precision));
+    EXPECT_EQ(json.at("device"), "cuda");
+    EXPECT_EQ(json.at("comm"), "threads");
+    EXPECT_EQ(json.at("machine").at("gpus"), cuda::device_count());
+    EXPECT_EQ(json.at("rows").size(), 2u * (1 + 2 * 2));
+    for (const nlohmann::json& row : json.at("rows")) expect_sound(row, 3);
+  }
+}
+
+/// The length that the limit of a card leaves out is skipped, in bf16 also where it is the step in
+/// f32 alone that does not fit; then nothing is compared.
+TEST_F(CommandsOnGpus, ScaleSaysWhatDoesNotFitACard) {
+  const std::string sets = "--set train.precision=bf16 --seq 2k --repeats 1 --ranks 1,2 ";
+  const auto peak = [&](const std::string& more) -> int64_t {
+    return scale(sets + "--no-error " + more).at("rows").at(0).at("peak_bytes").at("planned");
+  };
+  const int64_t in_bf16 = peak(""), in_f32 = peak("--set train.precision=f32");
+  ASSERT_LT(in_bf16, in_f32);
+  const nlohmann::json none = scale(concat(sets, "--memory ", in_bf16 / 4, "B"));
+  for (const nlohmann::json& row : none.at("rows")) {
+    EXPECT_NE(row.at("skipped").get<std::string>().find("the arenas on one GPU take"),
+              std::string::npos)
+        << row;
+  }
+  const nlohmann::json json = scale(concat(sets, "--memory ", in_f32 - 1, "B"));
+  ASSERT_GE(json.at("rows").size(), 2u);
+  expect_sound(json.at("rows").at(0), 1);
+  EXPECT_TRUE(json.at("rows").at(1).at("skipped").get<std::string>().starts_with("in f32, "))
+      << json.at("rows").at(1);
+  for (const nlohmann::json& row : json.at("rows")) {
+    EXPECT_TRUE(row.contains("skipped") || row.at("error").is_null()) << row;
+  }
+}
+
+TEST_F(CommandsOnGpus, ScaleOverNcclSkipsRanksWithoutACard) {
+  if (!has_nccl()) GTEST_SKIP() << "needs NCCL";
+  const int gpus = cuda::device_count();
+  const nlohmann::json json =
+      scale(concat("--seq 256 --set train.comm=nccl --ranks ", gpus > 1 ? "1,2," : "1,", gpus + 1));
+  EXPECT_EQ(json.at("comm"), "nccl");
+  for (const nlohmann::json& row : json.at("rows")) {
+    if (row.at("ranks") <= gpus) {
+      expect_sound(row, 2);
+    } else {
+      EXPECT_TRUE(row.at("skipped").get<std::string>().starts_with(
+          "train.comm: nccl needs a GPU for every rank"))
+          << row;
+    }
   }
 }
 
