@@ -10,128 +10,180 @@ namespace {
 template <class T>
 struct LaneShared {
   LaneTiles<T> tiles;
-  Tile<T> dscores;         // scale p, for products
-  Tile<float> products;    // p = dout v^T
-  Tile<float> dq, dk;      // of pairs of different tokens; dq with what enters
-  Tile<float> enters;      // q o dq of what enters
-  Tile<float> difference;  // q o dq - k o dk of pairs of different tokens; before that the decays
-                           // of the tokens
+  Tile<T> dscores;                            // scale dout v^T, for products
+  Tile<float, kTile, kBlock> dscores_inside;  // of the pairs inside blocks, 0 above the diagonal
+  Tile<float> difference;  // q o dq - k o dk of pairs of different tokens, and q o dq of what
+                           // enters; before that the decays of the tokens
+  float enters[TileSum<T>::kColumnParts][kTile];  // q o dq of what enters, sums over tokens
+  double behind[kBlocks][kTile];  // sums of `difference` over a block up to its first reset
 };
 
-/// scale (decay o dout S^T) for 64 rows of the state, to dq and to `enters` times q.
+/// The decays for 64 rows of the state, and scale (decay o dout S^T).
 template <class T>
-__device__ void read_entering(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
-                              const View<const float>& state, int k0, LaneShared<T>& shared) {
+__device__ TileSum<T> read_entering(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
+                                    const View<const float>& state, int k0, LaneTiles<T>& tiles) {
+  const LaneDecays::Logs logs = LaneDecays::fetch(s, chunk, k0);
   const View<const T> dout = a.dout.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   TileSum<T> sum;
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
-    load_tile(shared.tiles.q, dout, 0, v0);
-    load_tile(shared.tiles.k, state, k0, v0);
+    load_tile(tiles.q, dout, 0, v0);
+    load_tile(tiles.k, state, k0, v0);
     tiles_ready();
-    add_product<false, true>(sum, shared.tiles.q, shared.tiles.k);
+    add_product<false, true>(sum, tiles.q, tiles.k);
   }
-  for_each(sum, [&](int r, int d, float value) {
-    const float row = a.scale * shared.tiles.decays.enter(r, d) * value;
-    shared.dq.at(r, d) = row;
-    shared.enters.at(r, d) = q.value(r, k0 + d) * row;
-  });
+  tiles.decays.load(logs);
+  for_places<TileSum<T>>(
+      [&](int i, int c, int r, int d) { sum.at[i][c] *= a.scale * tiles.decays.enter(r, d); });
+  return sum;
 }
 
 /// Pairs of tokens in different blocks. What is subtracted in `difference` is the very product that
-/// is added at the pair's other token, roundings included.
+/// is added at the pair's other token, roundings included. dq, with what enters, goes to the spare
+/// tile, dk to `dk`.
 template <class T>
-__device__ void add_before(LaneShared<T>& shared) {
+__device__ void add_before(TileSum<T>& entered, const View<float>& dk, int k0,
+                           LaneShared<T>& shared) {
   LaneTiles<T>& tiles = shared.tiles;
   const int own = TileSum<T>::block();
-  TileSum<T> queries;
-  queries.template add<false, false>(shared.dscores.data, shared.dscores.kStep,
-                                     tiles.k_start.row(tiles.first_of(own)), tiles.k_start.kStep,
-                                     own * kBlock);
-  for_each(queries, [&](int r, int d, float value) {
-    const double start = tiles.decays.place[r / kBlock * kBlock][d];
-    shared.dq.at(r, d) += decay_between(tiles.decays.place[r + 1][d], start) * value;
-    shared.difference.at(r, d) = to_float(tiles.q_start.at(r, d)) * value;
-    shared.dk.at(r, d) = 0;
-  });
+  TileSum<T> difference;
+  {
+    TileSum<T> queries, enters;
+    queries.template add<false, false>(shared.dscores.data, shared.dscores.kStep,
+                                       tiles.k_start.row(tiles.first_of(own)), tiles.k_start.kStep,
+                                       own * kBlock);
+    for_places<TileSum<T>>([&](int i, int c, int r, int d) {
+      const double start = tiles.decays.place[own * kBlock][d];
+      const float value = queries.at[i][c];
+      enters.at[i][c] = to_float(tiles.q.at(r, d)) * entered.at[i][c];
+      entered.at[i][c] += decay_between(tiles.decays.place[r + 1][d], start) * value;
+      difference.at[i][c] = to_float(tiles.q_start.at(r, d)) * value;
+    });
+    enters.sum_columns(shared.enters[0]);
+    for_places<TileSum<T>>(
+        [&](int i, int c, int r, int d) { shared.difference.at(r, d) = enters.at[i][c]; });
+  }
+  TileSum<T> dkeys;
   for (int block = own + 1; block < kBlocks; ++block) {
     TileSum<T> keys;
     keys.template add<true, false>(shared.dscores.row(block * kBlock), shared.dscores.kStep,
                                    tiles.q_start.row(block * kBlock), tiles.q_start.kStep, kBlock);
-    for_each(keys, [&](int j, int d, float value) {
-      shared.dk.at(j, d) += tiles.to_start(block, j, d) * value;
-      shared.difference.at(j, d) -=
-          to_float(tiles.k_start.at(tiles.first_of(block) + j, d)) * value;
+    for_places<TileSum<T>>([&](int i, int c, int j, int d) {
+      const float value = keys.at[i][c];
+      dkeys.at[i][c] += tiles.to_start(block, j, d) * value;
+      difference.at[i][c] -= to_float(tiles.k_start.at(tiles.first_of(block) + j, d)) * value;
     });
   }
+  store_to(dk, k0, dkeys);
+  for_places<TileSum<T>>(
+      [&](int i, int c, int r, int d) { shared.difference.at(r, d) += difference.at[i][c]; });
+  __syncthreads();
+  Tile<float>& dq = tiles.spare();
+  for_places<TileSum<T>>([&](int i, int c, int r, int d) { dq.at(r, d) = entered.at[i][c]; });
 }
 
-/// Pairs of different tokens of one block: a thread a block and row of the state.
+/// Pairs inside blocks, those of a token with itself included, to dq in the spare tile, dk and
+/// `difference`: a thread a block and row of the state, with some of the earlier tokens at a time.
+/// Loops stay loops: what does not fit into the cache of instructions waits for them.
 template <class T>
-__device__ void add_inside(float scale, LaneShared<T>& shared) {
-  const LaneTiles<T>& tiles = shared.tiles;
+__device__ void add_inside(const View<float>& dk, int k0, LaneShared<T>& shared) {
+  constexpr int kKeys = 8;
+  LaneTiles<T>& tiles = shared.tiles;
   const int d = threadIdx.x % kTile, begin = static_cast<int>(threadIdx.x) / kTile * kBlock;
-  float key[kBlock], dkey[kBlock] = {}, difference[kBlock] = {};
-  float decay[kBlock];  // from token j to token r
+#pragma unroll 1
+  for (int first = begin; first < begin + kBlock; first += kKeys) {
+    float key[kKeys], dkey[kKeys] = {}, difference[kKeys] = {};
+    float decay[kKeys];  // from the token to token r
 #pragma unroll
-  for (int j = 0; j < kBlock; ++j) {
-    key[j] = to_float(tiles.k.at(begin + j, d));
-    decay[j] = 1;
-  }
-#pragma unroll
-  for (int r = 1; r < kBlock; ++r) {
-    const float query = to_float(tiles.q.at(begin + r, d));
-    const float step = tiles.decays.pair(begin + r, begin + r - 1, d);
-    float dquery = 0;
-#pragma unroll
-    for (int j = 0; j < r; ++j) {
-      decay[j] *= step;
-      const float decayed = scale * shared.products.at(begin + r, begin + j) * decay[j];
-      const float term = decayed * key[j];
-      dquery += term;
-      dkey[j] = fmaf(decayed, query, dkey[j]);
-      const float both = term * query;
-      difference[r] += both;
-      difference[j] -= both;
+    for (int j = 0; j < kKeys; ++j) {
+      key[j] = to_float(tiles.k.at(first + j, d));
+      decay[j] = 1;
     }
-    shared.dq.at(begin + r, d) += dquery;
-  }
+#pragma unroll 1
+    for (int r = first; r < begin + kBlock; ++r) {
+      float dscore[kKeys];  // 0 for tokens behind r
 #pragma unroll
-  for (int j = 0; j < kBlock; ++j) {
-    shared.dk.at(begin + j, d) += dkey[j];
-    shared.difference.at(begin + j, d) += difference[j];
+      for (int j = 0; j < kKeys; j += 4) {
+        float quad[4];
+        load<4>(&shared.dscores_inside.at(r, first - begin + j), quad);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) dscore[j + i] = quad[i];
+      }
+      const float query = to_float(tiles.q.at(r, d));
+      const float step = tiles.decays.pair(r, r - 1, d);
+      float dquery = tiles.spare().at(r, d), added = shared.difference.at(r, d);
+#pragma unroll
+      for (int j = 0; j < kKeys; ++j) {
+        if (first + j < r) decay[j] *= step;
+        const float decayed = dscore[j] * decay[j];
+        const float term = decayed * key[j];
+        dquery += term;
+        dkey[j] = fmaf(decayed, query, dkey[j]);
+        const float both = first + j < r ? term * query : 0.0f;
+        added += both;
+        difference[j] -= both;
+      }
+      tiles.spare().at(r, d) = dquery;
+      shared.difference.at(r, d) = added;
+    }
+    float before[kKeys];
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) before[j] = dk.value(first + j, k0 + d);
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      shared.difference.at(first + j, d) += difference[j];
+      if (dk.has(first + j, k0 + d)) dk.at(first + j, k0 + d) = before[j] + dkey[j];
+    }
   }
 }
 
-/// dq, dk and dlog_decay of 64 rows of the state, the pairs of a token with itself included.
+/// dq and dlog_decay of 64 rows of the state, but for what leaves.
 template <class T>
 __device__ void store_gradients(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
-                                int k0, const LaneShared<T>& shared) {
+                                int k0, LaneShared<T>& shared) {
   const View<float> dq = a.dq.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  const View<float> dk = a.dk.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
-    const int t = i / kTile, d = i % kTile;
-    if (!dq.has(t, k0 + d)) continue;
-    const float dscore = a.scale * shared.products.at(t, t);
-    dq.at(t, k0 + d) = fmaf(dscore, to_float(shared.tiles.k.at(t, d)), shared.dq.at(t, d));
-    dk.at(t, k0 + d) = fmaf(dscore, to_float(shared.tiles.q.at(t, d)), shared.dk.at(t, d));
+  for_quads([&](int t, int column) {
+#pragma unroll
+    for (int d = column; d < column + 4; ++d) {
+      if (dq.has(t, k0 + d)) dq.at(t, k0 + d) = shared.tiles.spare().at(t, d);
+    }
+  });
+  if (a.dlog_decay == nullptr) return;
+  const int d = threadIdx.x % kTile, block = static_cast<int>(threadIdx.x) / kTile;
+  const int begin = block * kBlock, end = begin + kBlock;
+  const LaneDecays& decays = shared.tiles.decays;
+  double sum = 0;
+  // Nothing crosses a reset: what is left behind it is rounding.
+  const auto add = [&](int t) {
+    sum = decays.resets(t, t + 1, d) ? 0.0 : sum + shared.difference.at(t, d);
+  };
+#pragma unroll 4
+  for (int t = end - 1; t >= begin; --t) add(t);
+  shared.behind[block][d] = sum;
+  __syncthreads();
+  sum = 0;
+  for (int later = kBlocks - 1; later > block; --later) {
+    const int first = later * kBlock;
+    sum = shared.behind[later][d] + (decays.resets(first, first + kBlock, d) ? 0.0 : sum);
   }
-  const int lane = threadIdx.x;
-  if (a.dlog_decay == nullptr || lane >= kTile || k0 + lane >= s.key_dim) return;
-  double pairs = 0, enters = 0;
-  for (int t = chunk.count - 1; t >= 0; --t) {
-    pairs += shared.difference.at(t, lane);
-    enters += shared.enters.at(t, lane);
-    // No pair crosses: what is left is rounding.
-    if (t == 0 || shared.tiles.decays.resets(t, lane)) pairs = 0;
-    a.dlog(chunk, t)[k0 + lane] = static_cast<float>(pairs + enters);
+  if (k0 + d >= s.key_dim) return;
+#pragma unroll 4
+  for (int t = end - 1; t >= begin; --t) {
+    add(t);
+    if (t > 0 && t < chunk.count) a.dlog(chunk, t)[k0 + d] = static_cast<float>(sum);
   }
+  if (block > 0) return;
+  double enters = 0;  // no pair crosses the first token
+  for (const auto& part : shared.enters) enters += part[d];
+  a.dlog(chunk, 0)[k0 + d] = static_cast<float>(enters);
 }
+
+template <class T>
+inline constexpr int kLaneBlocks = sizeof(T) == 2 ? 2 : 1;  // of a multiprocessor
 
 /// A block a chunk.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
     local_lanes(const __grid_constant__ Shard s, const __grid_constant__ GradientArgs<T> a,
                 ChunkMatrices<const float> entering) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -151,15 +203,14 @@ __global__ void __launch_bounds__(kThreads)
     add_product<false, true>(products, tiles.q, tiles.k);
   }
   for_each(products, [&](int r, int j, float value) {
-    shared.products.at(r, j) = value;
-    shared.dscores.at(r, j) = from_float<T>(a.scale * value);
+    const float dscore = a.scale * value;
+    if (r / kBlock == j / kBlock) shared.dscores_inside.at(r, j % kBlock) = j <= r ? dscore : 0.0f;
+    shared.dscores.at(r, j) = from_float<T>(dscore);
   });
   TileSum<T> before;
   InsideScores inside;
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
-    __syncthreads();
-    tiles.decays.load(s, chunk, k0);
-    read_entering(s, a, chunk, state, k0, shared);
+    TileSum<T> entered = read_entering(s, a, chunk, state, k0, tiles);
     __syncthreads();
     load_tile(tiles.q, rows(a.q), 0, k0);
     load_tile(tiles.k, rows(a.k), 0, k0);
@@ -169,9 +220,9 @@ __global__ void __launch_bounds__(kThreads)
     tiles.add_scores_before(before);
     inside.add(tiles, shared.difference);
     __syncthreads();
-    add_before(shared);
+    add_before(entered, rows(a.dk), k0, shared);
     __syncthreads();
-    add_inside(a.scale, shared);
+    add_inside(rows(a.dk), k0, shared);
     __syncthreads();
     store_gradients(s, a, chunk, k0, shared);
   }

@@ -17,27 +17,38 @@ struct LaneTiles {
   /// Row j < 16 I to the start of block I = 1, 2, 3, for each I its own rows.
   Tile<T, 6 * kBlock> k_start;
 
+  /// In the place of q_start and k_start, once nobody reads them.
+  __device__ Tile<float>& spare() {
+    static_assert(sizeof q_start + sizeof k_start >= sizeof(Tile<float>));
+    return *reinterpret_cast<Tile<float>*>(&q_start);
+  }
+  __device__ const Tile<float>& spare() const {
+    return *reinterpret_cast<const Tile<float>*>(&q_start);
+  }
+
   static __device__ int first_of(int block) { return kBlock / 2 * block * (block - 1); }
 
-  /// From q, k and decays, between two barriers; `steps` gets the decays of the tokens.
+  /// From q, k and decays, between two barriers; `steps` gets the decays of the tokens. A thread
+  /// has a row of the state, so that those of a warp lie in different banks.
   __device__ void decay_to_starts(Tile<float>& steps) {
-    for_quads([&](int r, int column) {
-      const int start = r / kBlock * kBlock;
-#pragma unroll
-      for (int d = column; d < column + 4; ++d) {
-        steps.at(r, d) = decays.pair(r, r - 1, d);
-        q_start.at(r, d) = from_float<T>(
-            to_float(q.at(r, d)) * decay_between(decays.place[r + 1][d], decays.place[start][d]));
-      }
-    });
-    for_quads<6 * kBlock>([&](int row, int column) {
+    const int d = threadIdx.x % kTile, quarter = static_cast<int>(threadIdx.x) / kTile;
+    const double start = decays.place[quarter * kBlock][d];
+    double before = start;
+#pragma unroll 4
+    for (int i = 0; i < kBlock; ++i) {
+      const int r = quarter * kBlock + i;
+      const double after = decays.place[r + 1][d];
+      steps.at(r, d) = decay_between(after, before);
+      q_start.at(r, d) = from_float<T>(to_float(q.at(r, d)) * decay_between(after, start));
+      before = after;
+    }
+    constexpr int kEach = 6 * kBlock / kBlocks;
+#pragma unroll 4
+    for (int row = quarter * kEach; row < (quarter + 1) * kEach; ++row) {
       const int block = row < first_of(2) ? 1 : row < first_of(3) ? 2 : 3;
       const int j = row - first_of(block);
-#pragma unroll
-      for (int d = column; d < column + 4; ++d) {
-        k_start.at(row, d) = from_float<T>(to_float(k.at(j, d)) * to_start(block, j, d));
-      }
-    });
+      k_start.at(row, d) = from_float<T>(to_float(k.at(j, d)) * to_start(block, j, d));
+    }
   }
 
   /// The decay from after token j to the start of a later block.
@@ -72,6 +83,7 @@ struct InsideScores {
   template <class T>
   __device__ void add(const LaneTiles<T>& tiles, const Tile<float>& steps) {
     const int j = static_cast<int>(threadIdx.x) % 16, begin = block() * kBlock;
+#pragma unroll 1
     for (int d = part() * kLanes; d < (part() + 1) * kLanes; d += 4) {
       float decayed[4];  // the key, decayed up to token r
       load<4>(&tiles.k.at(begin + j, d), decayed);

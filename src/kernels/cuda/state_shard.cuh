@@ -30,13 +30,28 @@ struct Shard {
 
   static Shard of(const StateTokens& tokens);
 
-  /// The place after token t of lane `lane`, seen from before it: the log of its decay or a reset.
+  /// The logs of the decays of a lane, from token t on.
+  struct Logs {
+    const float* log;  // null: 0
+    const int64_t* position;
+    int64_t token, position_token;  // strides
+
+    /// Of the i-th; -inf for a reset.
+    __device__ float at(int i) const {
+      const float decay = log == nullptr ? 0.0f : log[i * token];
+      return position[i * position_token] == 0 ? -INFINITY : decay;
+    }
+  };
+  __device__ Logs logs(int b, int h, int t, int lane) const {
+    const float* log = log_decay;
+    if (log != nullptr) log += b * decay_batch + t * decay_token + h * decay_head + lane;
+    return {log, positions + b * position_batch + t * position_token, decay_token, position_token};
+  }
+
+  /// The place after a token, seen from before it.
+  static __device__ double step(float log) { return log < kLogOfZero ? -kReset : log; }
   __device__ double step(int b, int h, int t, int lane) const {
-    const bool starts = positions[b * position_batch + t * position_token] == 0;
-    const double log = log_decay == nullptr
-                           ? 0.0
-                           : log_decay[b * decay_batch + t * decay_token + h * decay_head + lane];
-    return starts || log < kLogOfZero ? -kReset : log;
+    return step(logs(b, h, t, lane).at(0));
   }
 };
 
@@ -126,20 +141,31 @@ struct LaneDecays {
   static constexpr bool kLanes = true;
   double place[kTile + 1][kTile + 1];  // [place][lane], padded
 
+  /// The logs of a quarter of the chunk, which a thread has.
+  struct Logs {
+    float at[kBlock];
+  };
+  /// Reads them, for load().
+  static __device__ Logs fetch(const Shard& s, const ChunkOf& chunk, int column0) {
+    const int lane = threadIdx.x % kTile, begin = static_cast<int>(threadIdx.x) / kTile * kBlock;
+    const int count = column0 + lane < s.lanes ? chunk.count - begin : 0;
+    const Shard::Logs from = s.logs(chunk.b, chunk.h, chunk.begin + begin, column0 + lane);
+    Logs logs;
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i) logs.at[i] = i < count ? from.at(i) : 0.0f;
+    return logs;
+  }
+
   __device__ void load(const Shard& s, const ChunkOf& chunk, int column0) {
+    load(fetch(s, chunk, column0));
+  }
+  __device__ void load(const Logs& logs) {
     const int lane = threadIdx.x % kTile;
     const int begin = static_cast<int>(threadIdx.x) / kTile * kBlock, end = begin + kBlock;
-    const int count = column0 + lane < s.lanes ? chunk.count : 0;
-    double steps[kBlock];
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i) {  // all are on their way before the first is there
-      const int t = begin + i;
-      steps[i] = t < count ? s.step(chunk.b, chunk.h, chunk.begin + t, column0 + lane) : 0.0;
-    }
     double sum = 0;
 #pragma unroll
     for (int i = 0; i < kBlock; ++i) {  // a quarter of the chunk, from 0
-      sum = join(sum, steps[i]);
+      sum = join(sum, Shard::step(logs.at[i]));
       place[begin + i + 1][lane] = sum;
     }
     if (begin == 0) place[0][lane] = 0;
@@ -147,6 +173,7 @@ struct LaneDecays {
     double before = 0;
     for (int t = kBlock; t <= begin; t += kBlock) before = join(before, place[t][lane]);
     __syncthreads();
+#pragma unroll 4
     for (int t = begin; t < end; ++t) place[t + 1][lane] = join(before, place[t + 1][lane]);
     __syncthreads();
   }
@@ -163,9 +190,9 @@ struct LaneDecays {
   __device__ float pair(int r, int j, int lane) const {
     return decay_between(place[r + 1][lane], place[j + 1][lane]);
   }
-  /// Whether the lane is reset just before token t.
-  __device__ bool resets(int t, int lane) const {
-    return place[t][lane] - place[t + 1][lane] > kReset / 2;
+  /// Whether the lane is reset just before a token of [t, end).
+  __device__ bool resets(int t, int end, int lane) const {
+    return place[t][lane] - place[end][lane] > kReset / 2;
   }
 };
 

@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "src/kernels/cuda/elements.cuh"
-#include "src/kernels/cuda/reduce.cuh"
 #include "src/kernels/cuda/mma.cuh"
+#include "src/kernels/cuda/reduce.cuh"
 #include "src/kernels/state_mixer.hpp"
 
 namespace weft::cuda::state {
@@ -214,6 +214,7 @@ class TileSum<float, Columns> {
   static constexpr int kColumns = Columns / kBlock;
   static constexpr int kRun = 1;
   static constexpr int kParts = 1;
+  static constexpr int kColumnParts = kThreads / kWarp;
   float at[kRows][kColumns] = {};
 
   static __device__ int block() { return threadIdx.x / 64; }
@@ -273,6 +274,19 @@ class TileSum<float, Columns> {
       if (threadIdx.x % 16 == 0) shared[row(i)] = sum;
     }
   }
+
+  /// Sums over the rows, as parts: `shared` [kColumnParts][Columns]. All threads call it.
+  __device__ void sum_columns(float* shared) const {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      float sum = at[0][c];
+#pragma unroll
+      for (int i = 1; i < kRows; ++i) sum += at[i][c];
+      sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 16);
+      const int part = static_cast<int>(threadIdx.x) / kWarp;
+      if (threadIdx.x % kWarp < 16) shared[part * Columns + column(c)] = sum;
+    }
+  }
 };
 
 template <int Columns>
@@ -282,6 +296,7 @@ class TileSum<bf16, Columns> {
   static constexpr int kColumns = Columns / 8;
   static constexpr int kRun = 2;
   static constexpr int kParts = 2;
+  static constexpr int kColumnParts = kBlocks;
   float at[kRows][kColumns] = {};
 
   static __device__ int block() { return static_cast<int>(threadIdx.x) / kWarp % kBlocks; }
@@ -335,6 +350,17 @@ class TileSum<bf16, Columns> {
     for (int i = 0; i < kRows; ++i) {
       const float sum = warp_reduce<4>(value[i], cuda::Sum{});
       if (threadIdx.x % 4 == 0) shared[half() * kTile + row(i)] = sum;
+    }
+  }
+
+  __device__ void sum_columns(float* shared) const {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      float sum = at[0][c] + at[1][c];
+#pragma unroll
+      for (int lanes = 4; lanes < kWarp; lanes *= 2)
+        sum += __shfl_xor_sync(0xFFFFFFFFu, sum, lanes);
+      if (threadIdx.x % kWarp < 4) shared[block() * Columns + column(c)] = sum;
     }
   }
 
