@@ -11,7 +11,7 @@ template <class T>
 struct LaneShared {
   LaneTiles<T> tiles;
   Tile<T> dscores;                            // scale dout v^T, for products
-  Tile<float, kTile, kBlock> dscores_inside;  // of the pairs inside blocks, 0 above the diagonal
+  Tile<float, kTile, kBlock> dscores_inside;  // of the pairs inside blocks
   Tile<float> difference;  // q o dq - k o dk of pairs of different tokens, and q o dq of what
                            // enters; before that the decays of the tokens
   float enters[TileSum<T>::kColumnParts][kTile];  // q o dq of what enters, sums over tokens
@@ -33,8 +33,9 @@ __device__ TileSum<T> read_entering(const Shard& s, const GradientArgs<T>& a, co
     add_product<false, true>(sum, tiles.q, tiles.k);
   }
   tiles.decays.load(logs);
-  for_places<TileSum<T>>(
-      [&](int i, int c, int r, int d) { sum.at[i][c] *= a.scale * tiles.decays.enter(r, d); });
+  for_places<TileSum<T>>([&](int i, int c, int r, int d) {
+    sum.at[i][c] *= a.scale * tiles.decays.template enter<T>(r, d);
+  });
   return sum;
 }
 
@@ -56,7 +57,7 @@ __device__ void add_before(TileSum<T>& entered, const View<float>& dk, int k0,
       const double start = tiles.decays.place[own * kBlock][d];
       const float value = queries.at[i][c];
       enters.at[i][c] = to_float(tiles.q.at(r, d)) * entered.at[i][c];
-      entered.at[i][c] += decay_between(tiles.decays.place[r + 1][d], start) * value;
+      entered.at[i][c] += decay_between<T>(tiles.decays.place[r + 1][d], start) * value;
       difference.at[i][c] = to_float(tiles.q_start.at(r, d)) * value;
     });
     enters.sum_columns(shared.enters[0]);
@@ -82,57 +83,83 @@ __device__ void add_before(TileSum<T>& entered, const View<float>& dk, int k0,
   for_places<TileSum<T>>([&](int i, int c, int r, int d) { dq.at(r, d) = entered.at[i][c]; });
 }
 
+/// What a thread gathers of the pairs whose earlier token is one of kKeys from `first` on.
+struct InsideGradients {
+  static constexpr int kKeys = 8;
+  float key[kKeys], dkey[kKeys] = {}, difference[kKeys] = {};
+  float decay[kKeys];  // from the token to token r
+
+  /// The pairs of token r with the first `count` of them, all of which are earlier.
+  template <int count, class T>
+  __device__ void add(LaneShared<T>& shared, int first, int r, int d) {
+    float dscore[kKeys];
+#pragma unroll
+    for (int j = 0; j < count; j += 4) {
+      float quad[4];
+      load<4>(&shared.dscores_inside.at(r, first % kBlock + j), quad);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) dscore[j + i] = quad[i];
+    }
+    const float query = to_float(shared.tiles.q.at(r, d));
+    const float step = shared.tiles.decays.template pair<T>(r, r - 1, d);
+    float dquery = shared.tiles.spare().at(r, d), added = shared.difference.at(r, d);
+#pragma unroll
+    for (int j = 0; j < count; ++j) {
+      decay[j] *= step;
+      const float decayed = dscore[j] * decay[j];
+      const float both = decayed * key[j] * query;
+      dquery = fmaf(decayed, key[j], dquery);
+      dkey[j] = fmaf(decayed, query, dkey[j]);
+      added += both;
+      difference[j] -= both;
+    }
+    shared.tiles.spare().at(r, d) = dquery;
+    shared.difference.at(r, d) = added;
+  }
+};
+
+/// Calls f with the constants from First to Last - 1.
+template <int First, int Last, class F>
+__device__ void for_constants(F&& f) {
+  if constexpr (First < Last) {
+    f(std::integral_constant<int, First>{});
+    for_constants<First + 1, Last>(f);
+  }
+}
+
 /// Pairs inside blocks, those of a token with itself included, to dq in the spare tile, dk and
 /// `difference`: a thread a block and row of the state, with some of the earlier tokens at a time.
 /// Loops stay loops: what does not fit into the cache of instructions waits for them.
 template <class T>
 __device__ void add_inside(const View<float>& dk, int k0, LaneShared<T>& shared) {
-  constexpr int kKeys = 8;
+  constexpr int kKeys = InsideGradients::kKeys;
   LaneTiles<T>& tiles = shared.tiles;
   const int d = threadIdx.x % kTile, begin = static_cast<int>(threadIdx.x) / kTile * kBlock;
 #pragma unroll 1
   for (int first = begin; first < begin + kBlock; first += kKeys) {
-    float key[kKeys], dkey[kKeys] = {}, difference[kKeys] = {};
-    float decay[kKeys];  // from the token to token r
+    InsideGradients of;
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      key[j] = to_float(tiles.k.at(first + j, d));
-      decay[j] = 1;
+      of.key[j] = to_float(tiles.k.at(first + j, d));
+      of.decay[j] = 1;
     }
+    for_constants<1, kKeys>([&](auto r) { of.template add<r()>(shared, first, first + r(), d); });
 #pragma unroll 1
-    for (int r = first; r < begin + kBlock; ++r) {
-      float dscore[kKeys];  // 0 for tokens behind r
-#pragma unroll
-      for (int j = 0; j < kKeys; j += 4) {
-        float quad[4];
-        load<4>(&shared.dscores_inside.at(r, first - begin + j), quad);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) dscore[j + i] = quad[i];
-      }
-      const float query = to_float(tiles.q.at(r, d));
-      const float step = tiles.decays.pair(r, r - 1, d);
-      float dquery = tiles.spare().at(r, d), added = shared.difference.at(r, d);
-#pragma unroll
-      for (int j = 0; j < kKeys; ++j) {
-        if (first + j < r) decay[j] *= step;
-        const float decayed = dscore[j] * decay[j];
-        const float term = decayed * key[j];
-        dquery += term;
-        dkey[j] = fmaf(decayed, query, dkey[j]);
-        const float both = first + j < r ? term * query : 0.0f;
-        added += both;
-        difference[j] -= both;
-      }
-      tiles.spare().at(r, d) = dquery;
-      shared.difference.at(r, d) = added;
+    for (int r = first + kKeys; r < begin + kBlock; ++r) {
+      of.template add<kKeys>(shared, first, r, d);
     }
     float before[kKeys];
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) before[j] = dk.value(first + j, k0 + d);
 #pragma unroll
     for (int j = 0; j < kKeys; ++j) {
-      shared.difference.at(first + j, d) += difference[j];
-      if (dk.has(first + j, k0 + d)) dk.at(first + j, k0 + d) = before[j] + dkey[j];
+      const int t = first + j;
+      const float itself = shared.dscores_inside.at(t, t % kBlock);
+      tiles.spare().at(t, d) = fmaf(itself, of.key[j], tiles.spare().at(t, d));
+      shared.difference.at(t, d) += of.difference[j];
+      if (dk.has(t, k0 + d)) {
+        dk.at(t, k0 + d) = fmaf(itself, to_float(tiles.q.at(t, d)), before[j] + of.dkey[j]);
+      }
     }
   }
 }
@@ -194,6 +221,10 @@ __global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
     return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   };
   const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
+  prefetch(state);
+  prefetch(LaneDecays::rows(s, chunk));
+  prefetch(rows(a.q));
+  prefetch(rows(a.k));
   TileSum<T> products;
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();
@@ -204,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
   }
   for_each(products, [&](int r, int j, float value) {
     const float dscore = a.scale * value;
-    if (r / kBlock == j / kBlock) shared.dscores_inside.at(r, j % kBlock) = j <= r ? dscore : 0.0f;
+    if (r / kBlock == j / kBlock) shared.dscores_inside.at(r, j % kBlock) = dscore;
     shared.dscores.at(r, j) = from_float<T>(dscore);
   });
   TileSum<T> before;

@@ -1,5 +1,6 @@
 // One decay a token and row of the state, in bf16: the decays of a chunk between its edges and its
-// tokens, as products of those of the tokens.
+// tokens, as products of those of the tokens. They are made in groups of four tokens, in one order
+// however many threads a kernel has: kernels that carry the same state give it the same bits.
 #pragma once
 
 #include "src/kernels/cuda/state_segments.cuh"
@@ -10,45 +11,54 @@ namespace weft::cuda::state {
 template <int K, int Threads>
 class LaneRun {
  public:
-  static constexpr int kParts = Threads / (K / 2);
-  using Products = float[kParts][K];
+  static constexpr int kGroup = 4, kGroups = kTile / kGroup;  // of tokens
+  using Products = float[kGroups][K];                         // of the decays of a group
 
-  /// Reads the logs of a chunk's decays, for exponentiate().
+  /// Reads the logs of a chunk's decays, for exponentiate(): all loads are on their way before any
+  /// is waited for, and none is waited for here.
   __device__ void load(const Shard& s, const Segmented::At& at, int n) {
     const int begin = (at.first + n) * kTile, count = min(kTile, s.tokens - begin);
+    const float* log = s.log_decay + at.b * s.decay_batch + at.h * s.decay_head;
+    const int x = min(column(), s.lanes - 1), y = min(column() + 1, s.lanes - 1);
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      const int t = token(i);
-      const float* log = s.log_decay + at.b * s.decay_batch + at.h * s.decay_head +
-                         static_cast<int64_t>(begin + t) * s.decay_token;
-      decay_[i] = {};
-      if (t >= count) continue;
-      if (column() < s.lanes) decay_[i].x = log[column()];
-      if (column() + 1 < s.lanes) decay_[i].y = log[column() + 1];
-      const int64_t position = at.b * s.position_batch + (begin + t) * s.position_token;
-      if (s.positions[position] == 0) decay_[i] = {-INFINITY, -INFINITY};
+      const int64_t row = (begin + min(token(i), count - 1)) * s.decay_token;
+      decay_[i] = {log[row + x], log[row + y]};
+    }
+    count_ = count - token(0);
+    position_ = s.position_of(at.b, begin + min(token(lane_token()), count - 1));
+  }
+
+  /// Behind the chunk's end nothing decays; whoever starts a document resets all.
+  __device__ void exponentiate() {
+    const unsigned starts = __ballot_sync(0xFFFFFFFFu, position_ == 0);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      const float2 log = decay_[i];
+      decay_[i] = i >= count_       ? float2{1, 1}
+                  : starts >> i & 1 ? float2{0, 0}
+                                    : float2{__expf(log.x), __expf(log.y)};
     }
   }
 
-  __device__ void exponentiate() {
-#pragma unroll
-    for (float2& decay : decay_) decay = {expf(decay.x), expf(decay.y)};
-  }
-
-  /// Makes of the decays those from behind each token to the end of the thread's tokens, or (not
-  /// `Leaving`) from before them to the token; that over all of them goes to `products`.
+  /// Makes of the decays those from behind each token to the end of its group, or (not `Leaving`)
+  /// from before the group to the token; those over whole groups go to `products`, the same either
+  /// way.
   template <bool Leaving>
   __device__ void run(Products& products) {
-    float2 all{1, 1};
+    const auto times = [](float2 a, float2 b) { return float2{a.x * b.x, a.y * b.y}; };
 #pragma unroll
-    for (int j = 0; j < kTokens; ++j) {
-      float2& of = decay_[Leaving ? kTokens - 1 - j : j];
-      const float2 before = all;
-      all = {all.x * of.x, all.y * of.y};
-      of = Leaving ? before : all;
+    for (int own = 0; own < kOwn; ++own) {
+      float2* of = decay_ + own * kGroup;
+      const float2 first = times(of[0], of[1]), second = times(of[2], of[3]);
+      const float2 all = times(first, second);
+      store<2>(&products[first_group() + own][column()], {all.x, all.y});
+      if (Leaving) {
+        of[0] = times(of[1], second), of[1] = second, of[2] = of[3], of[3] = {1, 1};
+      } else {
+        of[1] = first, of[2] = times(first, of[2]), of[3] = all;
+      }
     }
-    products[part()][column()] = all.x;
-    products[part()][column() + 1] = all.y;
   }
 
   /// Decays the thread's numbers of a panel, times alpha; behind a barrier behind run().
@@ -59,19 +69,26 @@ class LaneRun {
   /// The same; keep(token, column, its factor, that of the next column).
   template <bool Leaving, class F>
   __device__ void apply(float alpha, const Products& products, Panel<K>& x, F&& keep) const {
-    float2 outside{alpha, alpha};
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      if (Leaving ? p <= part() : p >= part()) continue;
-      outside.x *= products[p][column()];
-      outside.y *= products[p][column() + 1];
+    float2 outside{alpha, alpha};  // from the chunk's edge on
+    const auto pass = [&](int group) {
+      float over[2];
+      cuda::load<2>(&products[group][column()], over);
+      outside = {outside.x * over[0], outside.y * over[1]};
+    };
+    for (int i = 0; i < (Leaving ? kGroups - kOwn - first_group() : first_group()); ++i) {
+      pass(Leaving ? kGroups - 1 - i : i);
     }
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      auto* at = reinterpret_cast<uint32_t*>(&x.at(token(i), column()));
-      const float first = decay_[i].x * outside.x, second = decay_[i].y * outside.y;
-      *at = scaled(*at, first, second);
-      keep(token(i), column(), first, second);
+    for (int n = 0; n < kOwn; ++n) {
+      const int own = Leaving ? kOwn - 1 - n : n;
+#pragma unroll
+      for (int i = own * kGroup; i < (own + 1) * kGroup; ++i) {
+        auto* at = reinterpret_cast<uint32_t*>(&x.at(token(i), column()));
+        const float first = decay_[i].x * outside.x, second = decay_[i].y * outside.y;
+        *at = scaled(*at, first, second);
+        keep(token(i), column(), first, second);
+      }
+      if (n + 1 < kOwn) pass(first_group() + own);
     }
   }
 
@@ -79,22 +96,30 @@ class LaneRun {
   static __device__ float through(const Products& products, int lane) {
     float all = 1;
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) all *= products[p][lane];
+    for (int group = 0; group < kGroups; ++group) all *= products[group][lane];
     return all;
   }
 
  private:
-  static constexpr int kTokens = kTile / kParts;
+  static constexpr int kTokens = kTile / (Threads / (K / 2)), kOwn = kTokens / kGroup;
+  static_assert(K / 2 % kWarp == 0, "a warp has the same tokens");
+  static_assert(kTokens % kGroup == 0 && kTokens <= kWarp, "a thread has whole groups");
   float2 decay_[kTokens];
+  int64_t position_;  // of the token that the thread looks at for its warp
+  int count_;         // tokens of the thread that there are
+
+  static __device__ int lane_token() {
+    return min(static_cast<int>(threadIdx.x) % kWarp, kTokens - 1);
+  }
 
   static __device__ int column() {
     return static_cast<int>(threadIdx.x) % (K / 2) * 2;
   }
-  static __device__ int part() {
-    return static_cast<int>(threadIdx.x) / (K / 2);
-  }
   static __device__ int token(int i) {
-    return part() * kTokens + i;
+    return static_cast<int>(threadIdx.x) / (K / 2) * kTokens + i;
+  }
+  static __device__ int first_group() {
+    return token(0) / kGroup;
   }
 };
 }  // namespace weft::cuda::state

@@ -38,8 +38,8 @@ struct LaneTiles {
     for (int i = 0; i < kBlock; ++i) {
       const int r = quarter * kBlock + i;
       const double after = decays.place[r + 1][d];
-      steps.at(r, d) = decay_between(after, before);
-      q_start.at(r, d) = from_float<T>(to_float(q.at(r, d)) * decay_between(after, start));
+      steps.at(r, d) = decay_between<T>(after, before);
+      q_start.at(r, d) = from_float<T>(to_float(q.at(r, d)) * decay_between<T>(after, start));
       before = after;
     }
     constexpr int kEach = 6 * kBlock / kBlocks;
@@ -53,7 +53,7 @@ struct LaneTiles {
 
   /// The decay from after token j to the start of a later block.
   __device__ float to_start(int block, int j, int d) const {
-    return decay_between(decays.place[block * kBlock][d], decays.place[j + 1][d]);
+    return decay_between<T>(decays.place[block * kBlock][d], decays.place[j + 1][d]);
   }
 
   /// sum[r, j] += of these rows of the state, for j in blocks before that of r.
@@ -83,6 +83,7 @@ struct InsideScores {
   template <class T>
   __device__ void add(const LaneTiles<T>& tiles, const Tile<float>& steps) {
     const int j = static_cast<int>(threadIdx.x) % 16, begin = block() * kBlock;
+    float sum[kBlock] = {};
 #pragma unroll 1
     for (int d = part() * kLanes; d < (part() + 1) * kLanes; d += 4) {
       float decayed[4];  // the key, decayed up to token r
@@ -95,10 +96,12 @@ struct InsideScores {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (r > j) decayed[i] *= step[i];
-          at[r] = fmaf(q[i], decayed[i], at[r]);  // above the diagonal it is not used
+          sum[r] = fmaf(q[i], decayed[i], sum[r]);  // above the diagonal it is not used
         }
       }
     }
+#pragma unroll
+    for (int r = 0; r < kBlock; ++r) at[r] += sum[r];
   }
 
   /// The sums of the parts, for `part` 0. All threads of the block call it, between barriers; in
