@@ -89,12 +89,12 @@ struct InsideGradients {
   float key[kKeys], dkey[kKeys] = {}, difference[kKeys] = {};
   float decay[kKeys];  // from the token to token r
 
-  /// The pairs of token r with the first `count` of them, all of which are earlier.
-  template <int count, class T>
+  /// The pairs of token r with the first Count of them, all of which are earlier.
+  template <int Count, class T>
   __device__ void add(LaneShared<T>& shared, int first, int r, int d) {
     float dscore[kKeys];
 #pragma unroll
-    for (int j = 0; j < count; j += 4) {
+    for (int j = 0; j < Count; j += 4) {
       float quad[4];
       load<4>(&shared.dscores_inside.at(r, first % kBlock + j), quad);
 #pragma unroll
@@ -104,7 +104,7 @@ struct InsideGradients {
     const float step = shared.tiles.decays.template pair<T>(r, r - 1, d);
     float dquery = shared.tiles.spare().at(r, d), added = shared.difference.at(r, d);
 #pragma unroll
-    for (int j = 0; j < count; ++j) {
+    for (int j = 0; j < Count; ++j) {
       decay[j] *= step;
       const float decayed = dscore[j] * decay[j];
       const float both = decayed * key[j] * query;
@@ -221,10 +221,6 @@ __global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
     return x.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   };
   const View<const float> state = entering.view(s, chunk.head(s), chunk.index);
-  prefetch(state);
-  prefetch(LaneDecays::rows(s, chunk));
-  prefetch(rows(a.q));
-  prefetch(rows(a.k));
   TileSum<T> products;
   for (int v0 = 0; v0 < s.value_dim; v0 += kTile) {
     __syncthreads();

@@ -95,12 +95,6 @@ __global__ void __launch_bounds__(Warps* kWarp)
     await_copies<0>();
     __syncthreads();  // the chunk and the costate are there, nobody reads the chunk before any more
     fetch(n - 1);
-    if (n > 0) {
-      prefetch<kOfBlock>(a.entering.view(g.s, at.bh, at.first + n - 1));
-      prefetch<kOfBlock>(g.rows(a.dv, at, n - 1));
-      prefetch<kOfBlock>(g.rows(a.dk, at, n - 1));
-      prefetch<kOfBlock>(g.rows(a.dlog_decay, at, n - 1));
-    }
     leave.exponentiate();
     auto enter = leave;
     enter.template run<false>(shared.products);

@@ -45,7 +45,6 @@ __global__ void __launch_bounds__(Warps* kWarp)
     __syncthreads();  // the chunk and the state are there, nobody reads the chunk before it any
                       // more
     fetch(n + 1);
-    if (n + 1 < at.count) prefetch<kOfBlock>(g.rows(a.out, at, n + 1));
     leave.exponentiate();
     auto enter = leave;
     enter.template run<false>(shared.products);

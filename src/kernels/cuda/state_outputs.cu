@@ -59,9 +59,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   const ChunkOf chunk = ChunkOf::at(s, static_cast<int>(blockIdx.x), 0, s.chunks);
   const View<const T> q = a.q.view(chunk.b, chunk.h, chunk.begin, chunk.count);
   const View<const T> k = a.k.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  prefetch(LaneDecays::rows(s, chunk));
-  prefetch(q);
-  prefetch(k);
   TileSum<T> before;
   InsideScores inside;
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {

@@ -137,13 +137,6 @@ struct LaneDecays {
   static constexpr bool kLanes = true;
   double place[kTile + 1][kTile + 1];  // [place][lane], padded
 
-  /// Those of a chunk, for prefetch().
-  static __device__ View<const float> rows(const Shard& s, const ChunkOf& chunk) {
-    const float* first = s.log_decay + chunk.b * s.decay_batch + chunk.begin * s.decay_token +
-                         chunk.h * s.decay_head;
-    return {first, s.decay_token, chunk.count, s.lanes, false};
-  }
-
   /// What a thread has read of a quarter of the chunk.
   struct Logs {
     float at[kBlock];

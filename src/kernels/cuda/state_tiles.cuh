@@ -157,16 +157,6 @@ __device__ void load_tile(Tile<T, RowCount, Columns>& tile, const View<S>& from,
   load_tile(tile, from, row0, column0, [](int, int) { return 1.0f; });
 }
 
-/// Asks for rows ahead of their use: they are on their way to the L2 cache meanwhile.
-template <int Threads = kThreads, class T>
-__device__ void prefetch(const View<T>& rows) {
-  constexpr int kLine = 128 / static_cast<int>(sizeof(T));
-  const int lines = (rows.columns + kLine - 1) / kLine;
-  for (int i = threadIdx.x; i < rows.rows * lines; i += Threads) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(&rows.at(i / lines, i % lines * kLine)));
-  }
-}
-
 /// A barrier behind which all threads see the tiles that any has begun to load.
 __device__ inline void tiles_ready() {
   close_copies();
