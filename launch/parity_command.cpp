@@ -5,11 +5,13 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "launch/job.hpp"
 #include "launch/json_file.hpp"
 #include "launch/mesh_option.hpp"
 #include "launch/mesh_rules.hpp"
 #include "launch/parity.hpp"
 #include "launch/placement.hpp"
+#include "launch/report_error.hpp"
 #include "launch/samples.hpp"
 #include "parallel/comm/mpi.hpp"
 #include "src/core/log.hpp"
@@ -24,7 +26,8 @@ struct ParityOptions {
   int64_t steps = 0;  // 0: train.steps
 };
 
-Config load(const ParityOptions& options) {
+/// `ranks` that were started; 0: those that the mesh asks for will be.
+Config load(const ParityOptions& options, int ranks = 0) {
   std::vector<std::string> sets = options.sets;
   if (!options.dtype.empty()) sets.push_back("train.precision=" + options.dtype);
   if (!options.device.empty()) sets.push_back("train.device=" + options.device);
@@ -34,7 +37,7 @@ Config load(const ParityOptions& options) {
   LoadedConfig loaded = load_config(options.config, sets);
   for (const std::string& note : loaded.notes) log::info(note);
   if (!options.mesh.empty()) set_mesh(loaded.config, options.mesh);
-  resolve_mesh(loaded.config, loaded.config.mesh.ranks());
+  resolve_mesh(loaded.config, ranks > 0 ? ranks : loaded.config.mesh.ranks());
   return loaded.config;
 }
 
@@ -83,42 +86,79 @@ void write(const std::string& path, const ParityReport& report) {
                     {"layers", rows}});
 }
 
-int finish(const ParityOptions& options, const Config& config, const SampleSource& source,
-           const Recording& reference, const Recording& run, const Recording* exact) {
-  const ParityReport report = compare_runs(config, source, reference, run, exact);
+/// What one rank computes.
+struct Reference {
+  Recording run, exact;  // exact: in bf16 the same in f32, which tells how far rounding carries
+};
+
+Reference record_reference(const Config& config, const SampleSource& source, Device device) {
+  Reference reference;
+  const int64_t steps = config.train.steps;
+  start_alone(device, [&](World& world) {
+    reference.run = record_run(on_one_rank(config), world, source, steps);
+    if (config.train.precision != DType::bf16) return;
+    reference.exact = record_run(in_f32(on_one_rank(config)), world, source, steps);
+  });
+  return reference;
+}
+
+ExitCode finish(const ParityOptions& options, const Config& config, const SampleSource& source,
+                const Reference& reference, const Recording& run) {
+  const bool rounds = config.train.precision == DType::bf16;
+  const ParityReport report =
+      compare_runs(config, source, reference.run, run, rounds ? &reference.exact : nullptr);
   print(config, report);
   write(options.json, report);
-  return static_cast<int>(report.ok ? ExitCode::done : ExitCode::comparison);
+  return report.ok ? ExitCode::done : ExitCode::comparison;
+}
+
+/// Ranks as MPI processes, each of which computes the reference too.
+ExitCode parity_mpi(const ParityOptions& options) {
+  MpiSession session;
+  World& host = session.world();
+  log::set_up(host.rank() == 0);
+  const auto all = host.everyone("launch");
+  Config config;
+  const auto read = [&] { config = load(options, host.size()); };
+  if (const auto code = try_together(*all, read)) return *code;
+  RankChoice choice;
+  std::unique_ptr<World> on_gpu;
+  std::unique_ptr<SampleSource> source;
+  const auto prepare = [&] {
+    choice = place_ranks(config, &host);
+    on_gpu = make_gpu_world(choice, host);
+    source = open_samples(config);
+  };
+  if (const auto code = try_together(*all, prepare)) return *code;
+  ExitCode code = ExitCode::done;
+  or_end_job([&] {
+    whereabouts() = {.rank = host.rank()};
+    const Reference reference = record_reference(config, *source, choice.device);
+    const Recording run = record_run(config, on_gpu ? *on_gpu : host, *source, config.train.steps,
+                                     {.check_bytes = true});
+    if (host.rank() == 0) code = finish(options, config, *source, reference, run);
+  });
+  return code;
+}
+
+ExitCode parity_threads(const ParityOptions& options) {
+  Config config = load(options);
+  const RankChoice choice = place_ranks(config, nullptr);
+  const auto source = open_samples(config);
+  const Reference reference = record_reference(config, *source, choice.device);
+  Recording run;
+  const ExitCode failed = run_threads(choice, [&](World& world) {
+    whereabouts() = {.rank = world.rank()};
+    Recording mine = record_run(config, world, *source, config.train.steps, {.check_bytes = true});
+    if (world.rank() == 0) run = std::move(mine);
+  });
+  return failed != ExitCode::done ? failed : finish(options, config, *source, reference, run);
 }
 
 int parity(const ParityOptions& options) {
   cpu::set_blas_threads(1);
   const bool mpi = options.comm == "mpi" || (options.comm != "threads" && launched_by_mpi());
-  std::unique_ptr<MpiSession> session;
-  if (mpi) session = std::make_unique<MpiSession>();
-  Config config = load(options);
-  World* const host = mpi ? &session->world() : nullptr;
-  const RankChoice choice = place_ranks(config, host);
-  const int64_t steps = config.train.steps;
-  const auto source = open_samples(config);
-  Recording reference, run, exact;
-  // How far bf16's rounding carries depends on the model: a run in f32 tells.
-  const bool rounds = config.train.precision == DType::bf16;
-  start_alone(choice.device, [&](World& world) {
-    reference = record_run(on_one_rank(config), world, *source, steps);
-    if (rounds) exact = record_run(in_f32(on_one_rank(config)), world, *source, steps);
-  });
-  if (mpi) {
-    const std::unique_ptr<World> on_gpu = make_gpu_world(choice, *host);
-    run = record_run(config, on_gpu ? *on_gpu : *host, *source, steps, {.check_bytes = true});
-    if (host->rank() != 0) return static_cast<int>(ExitCode::done);
-  } else {
-    start_threads(choice, [&](World& world) {
-      Recording mine = record_run(config, world, *source, steps, {.check_bytes = true});
-      if (world.rank() == 0) run = std::move(mine);
-    });
-  }
-  return finish(options, config, *source, reference, run, rounds ? &exact : nullptr);
+  return static_cast<int>(mpi ? parity_mpi(options) : parity_threads(options));
 }
 
 }  // namespace

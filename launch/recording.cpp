@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "launch/byte_check.hpp"
+#include "launch/job.hpp"
+#include "launch/report_error.hpp"
 #include "launch/samples.hpp"
 #include "src/core/random.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -139,6 +141,8 @@ class RecordedRank {
 
  private:
   void one_step(int64_t step) {
+    whereabouts().step = step;
+    fail_on_demand(all_->rank(), step);
     std::vector<Batch> batches = loader_.load(step);
     if (hooks_.batches) hooks_.batches(batches);
     activations_.set_batches(batches, samples_.begin(trainer_.mesh().at(Axis::data)));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "launch/job.hpp"
 #include "launch/report_error.hpp"
 #include "parallel/comm/mpi.hpp"
 #include "parallel/comm/nccl.hpp"
@@ -25,14 +26,10 @@ void be_rank(const RankChoice& choice, const std::function<void(World&)>& body) 
   MpiSession session;
   World& host = session.world();
   whereabouts() = {.rank = host.rank()};
-  try {
+  or_end_job([&] {
     const std::unique_ptr<World> on_gpu = make_gpu_world(choice, host);
     body(on_gpu ? *on_gpu : host);
-  } catch (...) {
-    const Failure failure = describe(std::current_exception());
-    report(failure, whereabouts());
-    MpiSession::abort(static_cast<int>(failure.code));
-  }
+  });
 }
 
 }  // namespace
@@ -53,6 +50,18 @@ void start_threads(const RankChoice& choice, const std::function<void(World&)>& 
   std::vector<int> places;
   for (int rank = 0; rank < ranks; ++rank) places.push_back(rank % gpus);
   run_ranks_on_gpus(places, body, on_error);
+}
+
+ExitCode run_threads(const RankChoice& choice, const std::function<void(World&)>& body) {
+  Whereabouts failed;
+  try {
+    start_threads(choice, body, [&](int) { failed = whereabouts(); });
+  } catch (...) {
+    const Failure failure = describe(std::current_exception());
+    report(failure, failed);
+    return failure.code;
+  }
+  return ExitCode::done;
 }
 
 void start_alone(Device device, const std::function<void(World&)>& body) {

@@ -5,9 +5,9 @@
 #include <optional>
 
 #include "launch/dry_run.hpp"
+#include "launch/job.hpp"
 #include "launch/mesh_rules.hpp"
 #include "launch/placement.hpp"
-#include "launch/report_error.hpp"
 #include "launch/train_run.hpp"
 #include "parallel/comm/mpi.hpp"
 #include "src/core/log.hpp"
@@ -42,51 +42,16 @@ int train_threads(const TrainOptions& options, Config config) {
   resolve_mesh(config, config.mesh.ranks());
   const RankChoice choice = place_ranks(config, nullptr);
   ExitCode code = ExitCode::done;
-  Whereabouts failed;
-  const auto body = [&](World& world) {
+  const ExitCode failed = run_threads(choice, [&](World& world) {
     TrainRun run(config, world.rank());
     if (world.rank() == 0) run.open_folder(options.folder());
     const ExitCode ended = run.run(world);
     if (world.rank() == 0) code = ended;
-  };
-  try {
-    start_threads(choice, body, [&](int) { failed = whereabouts(); });
-  } catch (...) {
-    const Failure failure = describe(std::current_exception());
-    report(failure, failed);
-    return static_cast<int>(failure.code);
-  }
-  return static_cast<int>(code);
+  });
+  return static_cast<int>(failed != ExitCode::done ? failed : code);
 }
 
 // ---- Ranks as MPI processes
-
-/// What all ranks do when some of them failed: the lowest of those prints, all leave with its code.
-std::optional<ExitCode> agree(Backend& all, const std::optional<Failure>& mine) {
-  std::vector<int32_t> codes(all.size());
-  codes[all.rank()] = mine ? static_cast<int32_t>(mine->code) : 0;
-  const int64_t dims[] = {all.size()};
-  all.all_gather(Tensor::view(codes.data(), DType::i32, Device::cpu, dims),
-                 Cuts::even(all.size(), all.size()));
-  for (int p = 0; p < all.size(); ++p) {
-    if (codes[p] == 0) continue;
-    if (p == all.rank()) report(*mine, whereabouts());
-    return static_cast<ExitCode>(codes[p]);
-  }
-  return std::nullopt;
-}
-
-/// Runs `f` here and tells the others how it went.
-template <class F>
-std::optional<ExitCode> try_together(Backend& all, F&& f) {
-  std::optional<Failure> failure;
-  try {
-    f();
-  } catch (...) {
-    failure = describe(std::current_exception());
-  }
-  return agree(all, failure);
-}
 
 /// The text that rank 0 has, on every rank: all ranks run one config, whatever their disks say.
 std::string broadcast_text(Backend& all, std::string text) {
@@ -127,13 +92,9 @@ int train_mpi(const TrainOptions& options) {
   };
   if (const auto code = try_together(*all, prepare)) return static_cast<int>(*code);
 
-  try {
-    return static_cast<int>(run->run(on_gpu ? *on_gpu : world));
-  } catch (...) {
-    const Failure failure = describe(std::current_exception());
-    report(failure, whereabouts());
-    MpiSession::abort(static_cast<int>(failure.code));
-  }
+  ExitCode code = ExitCode::done;
+  or_end_job([&] { code = run->run(on_gpu ? *on_gpu : world); });
+  return static_cast<int>(code);
 }
 
 /// Needs no peers: under mpirun rank 0 alone speaks, and the mesh is that of the config.

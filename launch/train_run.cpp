@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <deque>
 #include <numeric>
 #include <utility>
@@ -14,6 +13,7 @@
 #include "launch/byte_check.hpp"
 #include "launch/deterministic_cost.hpp"
 #include "launch/hf_weights.hpp"
+#include "launch/job.hpp"
 #include "launch/learning_rate.hpp"
 #include "launch/parameter_checksum.hpp"
 #include "launch/pipeline_stages.hpp"
@@ -97,13 +97,6 @@ int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
-}
-
-/// WEFT_FAULT=throw:RANK:STEP makes that rank fail there: how a job dies can be tried out.
-void fail_on_demand(int rank, int64_t step) {
-  const char* fault = std::getenv("WEFT_FAULT");
-  WEFT_REQUIRE(!fault || concat("throw:", rank, ":", step) != fault, ExitCode::internal,
-               "failure asked for by WEFT_FAULT");
 }
 
 }  // namespace

@@ -349,26 +349,6 @@ TEST(Collectives, AMismatchOverMpiLeavesWith86) {
   EXPECT_NE(run.out.find("all_reduce of f64"), std::string::npos) << run.out;
 }
 
-// ---- Parity and dry run
-
-TEST(Parity, HoldsAsACommandOverThreadsAndMpi) {
-  const std::string folder = fresh_folder(), json = folder + "/parity.json";
-  for (const std::string& command :
-       {weft_alone() + " parity configs/parity.yaml --mesh data=2,sequence=3 --json " + json,
-        weft_on(4) + " parity configs/parity.yaml --mesh sequence=4 --steps 2 --json " + json,
-        weft_alone() + " parity configs/parity.yaml --mesh data=3 --dtype f32 --json " + json}) {
-    const CommandResult run = run_command(command);
-    EXPECT_EQ(run.code, 0) << run.out;
-    const nlohmann::json result = nlohmann::json::parse(std::ifstream(json));
-    EXPECT_TRUE(result["ok"].get<bool>());
-    for (const char* kind : {"loss", "grad", "param"}) {
-      EXPECT_LE(result["max_rel"][kind].get<double>(), 1e-4) << kind;
-    }
-    EXPECT_TRUE(result["worst"].is_string());
-    EXPECT_EQ(result["first"], "");
-  }
-}
-
 TEST(Train, PipelinesOfEveryScheduleOverMpi) {
   const std::string small = " --strict --set train.micro_batch_size=1 --set data.seq_length=41";
   const std::string alone = fresh_folder();
@@ -389,15 +369,7 @@ TEST(Train, PipelinesOfEveryScheduleOverMpi) {
   }
 }
 
-TEST(Parity, RefusesWhatIsNoMesh) {
-  for (const char* mesh :
-       {"sequence=0", "sequence", "rows=2", "sequence=2,sequence=2", "tensor=3"}) {
-    const CommandResult run =
-        run_command(weft_alone() + " parity configs/parity.yaml --mesh " + mesh);
-    EXPECT_EQ(run.code, 64) << mesh;
-    EXPECT_EQ(run.lines().size(), 1u) << run.out;
-  }
-}
+// ---- Dry run
 
 TEST(DryRun, PredictsWhatTheRunThenDoes) {
   const std::string folder = fresh_folder();
