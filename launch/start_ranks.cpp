@@ -53,15 +53,18 @@ void start_threads(const RankChoice& choice, const std::function<void(World&)>& 
 }
 
 ExitCode run_threads(const RankChoice& choice, const std::function<void(World&)>& body) {
-  Whereabouts failed;
-  try {
-    start_threads(choice, body, [&](int) { failed = whereabouts(); });
-  } catch (...) {
+  ExitCode code = ExitCode::done;
+  const auto report_error = [&](const Whereabouts& where) {
     const Failure failure = describe(std::current_exception());
-    report(failure, failed);
-    return failure.code;
+    report(failure, where);
+    code = failure.code;
+  };
+  try {
+    start_threads(choice, body, [&](int) { report_error(whereabouts()); });
+  } catch (...) {
+    if (code == ExitCode::done) report_error({});  // no rank was started
   }
-  return ExitCode::done;
+  return code;
 }
 
 void start_alone(Device device, const std::function<void(World&)>& body) {

@@ -29,8 +29,8 @@ void start_ranks(const RankChoice& choice, const std::function<void(World&)>& bo
 void start_threads(const RankChoice& choice, const std::function<void(World&)>& body,
                    const std::function<void(int rank)>& on_error = {});
 
-/// start_threads, where an error of a rank is reported, with the step at which that rank stood.
-/// Returns its code, or ExitCode::done.
+/// start_threads, where the first error of a rank is reported with the step at which it stood, and
+/// at once: a peer may be inside a call that nothing wakes. Returns its code, or ExitCode::done.
 ExitCode run_threads(const RankChoice& choice, const std::function<void(World&)>& body);
 
 /// Calls body(world) for one rank that is a job of its own, on the GPU that this process has among
