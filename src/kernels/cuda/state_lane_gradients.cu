@@ -32,7 +32,7 @@ __device__ TileSum<T> read_entering(const Shard& s, const GradientArgs<T>& a, co
     tiles_ready();
     add_product<false, true>(sum, tiles.q, tiles.k);
   }
-  tiles.decays.load(logs);
+  tiles.decays.load(logs);  // behind the barriers of the loop, and with some behind it
   for_places<TileSum<T>>([&](int i, int c, int r, int d) {
     sum.at[i][c] *= a.scale * tiles.decays.template enter<T>(r, d);
   });
@@ -40,8 +40,8 @@ __device__ TileSum<T> read_entering(const Shard& s, const GradientArgs<T>& a, co
 }
 
 /// Pairs of tokens in different blocks. What is subtracted in `difference` is the very product that
-/// is added at the pair's other token, roundings included. dq, with what enters, goes to the spare
-/// tile, dk to `dk`.
+/// is added at the pair's other token, roundings included. `entered` is dq of what enters, and with
+/// these pairs goes to the spare tile; dk goes to `dk`. Fills `difference` and `enters`.
 template <class T>
 __device__ void add_before(TileSum<T>& entered, const View<float>& dk, int k0,
                            LaneShared<T>& shared) {
@@ -129,7 +129,7 @@ __device__ void for_constants(F&& f) {
 
 /// Pairs inside blocks, those of a token with itself included, to dq in the spare tile, dk and
 /// `difference`: a thread a block and row of the state, with some of the earlier tokens at a time.
-/// Loops stay loops: what does not fit into the cache of instructions waits for them.
+/// Loops stay loops: unrolled, the code does not fit into the cache of instructions.
 template <class T>
 __device__ void add_inside(const View<float>& dk, int k0, LaneShared<T>& shared) {
   constexpr int kKeys = InsideGradients::kKeys;
@@ -164,18 +164,20 @@ __device__ void add_inside(const View<float>& dk, int k0, LaneShared<T>& shared)
   }
 }
 
-/// dq and dlog_decay of 64 rows of the state, but for what leaves.
+/// dq of 64 rows of the state.
 template <class T>
-__device__ void store_gradients(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk,
-                                int k0, LaneShared<T>& shared) {
-  const View<float> dq = a.dq.view(chunk.b, chunk.h, chunk.begin, chunk.count);
-  for_quads([&](int t, int column) {
-#pragma unroll
-    for (int d = column; d < column + 4; ++d) {
-      if (dq.has(t, k0 + d)) dq.at(t, k0 + d) = shared.tiles.spare().at(t, d);
-    }
-  });
-  if (a.dlog_decay == nullptr) return;
+__device__ void store_queries(const View<float>& dq, int k0, LaneTiles<T>& tiles) {
+  for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
+    const int t = i / kTile, d = i % kTile;
+    if (dq.has(t, k0 + d)) dq.at(t, k0 + d) = tiles.spare().at(t, d);
+  }
+}
+
+/// dlog_decay of 64 rows of the state, but for what leaves: `difference` summed from behind, in
+/// blocks of tokens side by side.
+template <class T>
+__device__ void store_decays(const Shard& s, const GradientArgs<T>& a, const ChunkOf& chunk, int k0,
+                             LaneShared<T>& shared) {
   const int d = threadIdx.x % kTile, block = static_cast<int>(threadIdx.x) / kTile;
   const int begin = block * kBlock, end = begin + kBlock;
   const LaneDecays& decays = shared.tiles.decays;
@@ -238,7 +240,6 @@ __global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
   InsideScores inside;
   for (int k0 = 0; k0 < s.key_dim; k0 += kTile) {
     TileSum<T> entered = read_entering(s, a, chunk, state, k0, tiles);
-    __syncthreads();
     load_tile(tiles.q, rows(a.q), 0, k0);
     load_tile(tiles.k, rows(a.k), 0, k0);
     tiles_ready();
@@ -251,7 +252,8 @@ __global__ void __launch_bounds__(kThreads, kLaneBlocks<T>)
     __syncthreads();
     add_inside(rows(a.dk), k0, shared);
     __syncthreads();
-    store_gradients(s, a, chunk, k0, shared);
+    store_queries(rows(a.dq), k0, tiles);
+    if (a.dlog_decay != nullptr) store_decays(s, a, chunk, k0, shared);
   }
   __syncthreads();
   inside.join_parts(shared.difference.data);

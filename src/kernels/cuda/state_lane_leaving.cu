@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
   };
   LaneRun<K, kOfBlock> leave;
   fetch(at.count - 1);
-  if (at.count > 0) leave.load(g.s, at, at.count - 1);
+  if (at.count > 0) leave.fetch(g.s, at, at.count - 1);
   WarpSum<K, V, Warps> costate;
   costate.load_from(g.state(at));
   for (int n = at.count - 1; n >= 0; --n) {
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
     leave.template apply<true>(1.0f, shared.products, k, [&](int t, int d, float one, float two) {
       store<2>(&shared.rows.at(t, d), {one, two});
     });
-    if (n > 0) leave.load(g.s, at, n - 1);
+    if (n > 0) leave.fetch(g.s, at, n - 1);
     costate.sum_products(&shared.passing[0][0], a.entering.view(g.s, at.bh, at.first + n));
     __syncthreads();
     WarpSum<kTile, V, Warps> dv;

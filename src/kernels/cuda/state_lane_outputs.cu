@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
   };
   LaneRun<K, kOfBlock> leave;
   fetch(0);
-  if (at.count > 0) leave.load(g.s, at, 0);
+  if (at.count > 0) leave.fetch(g.s, at, 0);
   WarpSum<K, V, Warps> state;
   state.load_from(g.state(at));
   for (int n = 0; n < at.count; ++n) {
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
     __syncthreads();
     enter.template apply<false>(a.scale, shared.products, q);
     leave.template apply<true>(1.0f, shared.products, k);
-    if (n + 1 < at.count) leave.load(g.s, at, n + 1);
+    if (n + 1 < at.count) leave.fetch(g.s, at, n + 1);
     __syncthreads();
     out.template add<false, false>(q, entering);
     out.store_to(g.rows(a.out, at, n));

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
   };
   LaneRun<K, kOfBlock> run;
   fetch(0);
-  if (at.count > 0) run.load(g.s, at, chunk_at(0));
+  if (at.count > 0) run.fetch(g.s, at, chunk_at(0));
   WarpSum<K, V, Warps> state;
   state.load_from(g.state(at));
   for (int i = 0; i < at.count; ++i) {
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(Warps* kWarp)
     run.template run<Leaving>(shared.products);
     __syncthreads();
     run.template apply<Leaving>(a.products.alpha, shared.products, x);
-    if (i + 1 < at.count) run.load(g.s, at, chunk_at(i + 1));
+    if (i + 1 < at.count) run.fetch(g.s, at, chunk_at(i + 1));
     __syncthreads();
     if (a.before.data != nullptr) {
       state.store_to(a.before.view(g.s, at.bh, at.first + n));

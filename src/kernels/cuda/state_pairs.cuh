@@ -22,9 +22,6 @@ struct LaneTiles {
     static_assert(sizeof q_start + sizeof k_start >= sizeof(Tile<float>));
     return *reinterpret_cast<Tile<float>*>(&q_start);
   }
-  __device__ const Tile<float>& spare() const {
-    return *reinterpret_cast<const Tile<float>*>(&q_start);
-  }
 
   static __device__ int first_of(int block) { return kBlock / 2 * block * (block - 1); }
 
@@ -105,7 +102,7 @@ struct InsideScores {
   }
 
   /// The sums of the parts, for `part` 0. All threads of the block call it, between barriers; in
-  /// between `shared` [64][16] is in use.
+  /// between `shared` [16][64] is in use.
   __device__ void join_parts(float* shared) {
 #pragma unroll
     for (float& x : at) x += __shfl_xor_sync(0xFFFFFFFFu, x, 16);
