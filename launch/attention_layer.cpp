@@ -1,10 +1,9 @@
 #include "launch/attention_layer.hpp"
 
-#include <fmt/format.h>
-
 #include <cmath>
 
 #include "launch/machine.hpp"
+#include "launch/quantity.hpp"
 #include "models/set_values.hpp"
 #include "src/core/random.hpp"
 #include "src/kernels/pointwise.hpp"
@@ -63,11 +62,9 @@ Squares compare(const Tensor& shard, const Tensor& whole, int64_t begin) {
 }  // namespace
 
 void require_host_memory(int64_t bytes, const char* whose) {
-  constexpr double kGiB = 1 << 30;
   const int64_t limit = this_machine().memory_bytes / 10 * 9;
-  WEFT_REQUIRE(bytes <= limit, ExitCode::memory, whose,
-               fmt::format(" take {:.3f} GiB of host memory, the limit is {:.3f} GiB",
-                           static_cast<double>(bytes) / kGiB, static_cast<double>(limit) / kGiB));
+  WEFT_REQUIRE(bytes <= limit, ExitCode::memory, whose, " take ", gib_text(bytes),
+               " of host memory, the limit is ", gib_text(limit));
 }
 
 WholeAttention::WholeAttention(const AttentionSetting& setting, uint64_t seed, bool with_results)

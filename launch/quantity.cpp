@@ -1,5 +1,7 @@
 #include "launch/quantity.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -76,6 +78,10 @@ std::vector<int64_t> parse_lengths(const std::string& flag, const std::string& t
     begin = comma + 1;
   }
   return {lengths.begin(), lengths.end()};
+}
+
+std::string gib_text(int64_t bytes) {
+  return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
 }  // namespace weft

@@ -1,4 +1,5 @@
-// Numbers as flags take them, with units: 40GiB, 100GFLOP/s, 10us; or of tokens: 32k..1M.
+// Numbers as flags take them, with units: 40GiB, 100GFLOP/s, 10us; or of tokens: 32k..1M. And as
+// lines say them.
 #pragma once
 
 #include <cstdint>
@@ -15,5 +16,8 @@ double parse_quantity(const std::string& flag, const std::string& text, const st
 /// double, "4096,32k..1M", where k is 1024 and M 1024^2. The end of a range is its start doubled
 /// some times. Throws Error(usage), naming `flag`.
 std::vector<int64_t> parse_lengths(const std::string& flag, const std::string& text);
+
+/// "1.500 GiB"
+std::string gib_text(int64_t bytes);
 
 }  // namespace weft

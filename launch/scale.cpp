@@ -1,13 +1,12 @@
 #include "launch/scale.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <new>
 #include <span>
 #include <string_view>
 
 #include "launch/parity.hpp"
+#include "launch/quantity.hpp"
 #include "launch/quote.hpp"
 #include "launch/scale_steps.hpp"
 #include "parallel/sequence/strategies.hpp"
@@ -71,10 +70,6 @@ Config on_ranks(Config config, const StrategyPair& pair, int ranks) {
   if (!pair.attention.empty()) config.sequence.attention = pair.attention;
   if (!pair.state.empty()) config.sequence.state = pair.state;
   return config;
-}
-
-std::string gib(int64_t bytes) {
-  return fmt::format("{:.3f} GiB", static_cast<double>(bytes) / (1 << 30));
 }
 
 /// The cells of one length.
@@ -148,7 +143,7 @@ class ScaleLength {
     const int64_t together = shared_bytes(step->plans, on_gpus ? step->choice.gpus : 1);
     if (together <= grid_.memory_bytes) return step;
     cell.skipped = concat("the arenas ", on_gpus ? "on one GPU" : "of all ranks", " take ",
-                          gib(together), ", the limit is ", gib(grid_.memory_bytes));
+                          gib_text(together), ", the limit is ", gib_text(grid_.memory_bytes));
     return std::nullopt;
   }
 

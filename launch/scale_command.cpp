@@ -25,10 +25,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// Threads that share cores or a GPU wait for one another as long as a step takes, and none of them
-/// can be lost without the others. Over NCCL, with a GPU each, the deadline is that of training.
-constexpr double kLongestWait = 86400;  // seconds
-
 struct ScaleOptions {
   std::string config;
   std::vector<std::string> sets;
@@ -247,7 +243,7 @@ int scale(const ScaleOptions& options) {
   const ScaleGrid grid = make_grid(options, config, place);
   Json json = to_json(options, config, grid, place);
   write_json(options.json, json);
-  if (place.comm != "nccl") set_wait_deadline(kLongestWait);
+  if (place.comm != "nccl") set_wait_deadline(kLongestWait);  // a GPU each wait as in training
   print_header(options, config, grid, place);
   bool ok = true;
   run_scale(

@@ -26,10 +26,6 @@
 namespace weft {
 namespace {
 
-/// Ranks that share cores wait for one another as long as a pass takes, and none of them can be
-/// lost without the others.
-constexpr double kLongestWait = 86400;  // seconds
-
 struct SequenceBenchOptions {
   std::string config;
   std::vector<std::string> sets;

@@ -17,6 +17,10 @@ struct RankChoice {
   int gpus = 0;   // that ranks of one process share in turn; 0: all
 };
 
+/// For set_wait_deadline() where the ranks are threads that share cores or a GPU: they wait for one
+/// another as long as a step takes, and none of them can be lost without the others.
+inline constexpr double kLongestWait = 86400;  // seconds
+
 /// Calls body(world) once a rank: threads of this process, or the one rank that this process is
 /// under mpirun and srun. There an error on any rank is reported and ends the job, without return.
 ///   threads, cpu or cuda   threads of this process; on GPUs they copy from device to device
